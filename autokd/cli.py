@@ -1,0 +1,409 @@
+"""The command line. One function per command, each a call of the API.
+
+Exit codes: 0 done, 1 something outside the input went wrong (run folder, cluster, tracking), 2 the input is wrong,
+3 the search found no student, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from autokd import __version__
+from autokd.errors import AutokdError, InputError, TeacherError
+
+if TYPE_CHECKING:
+    from autokd.api import SearchResult
+    from autokd.data import Data
+    from autokd.teacher import Teacher
+
+NO_STUDENT, INTERRUPTED = 3, 130
+TEACHER_HELP = (
+    "digits (built in), fit or fit:FAMILY with --data, a folder written by Teacher.save, models:/NAME/VERSION in MLflow, "
+    "or module:attribute of your own with --data."
+)
+DATA_HELP = "digits, a .npz with x_train, y_train[, x_test, y_test], or torchvision:NAME with --root."
+
+
+def main() -> None:
+    """Entry point: runs a command and turns errors into one line and an exit code."""
+    sys.path.insert(0, os.getcwd())  # so that module:attribute finds what lies here
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        code = INTERRUPTED
+    except click.ClickException as error:
+        code = _complain(f"{error.format_message()} (see autokd --help)", 2)
+    except InputError as error:
+        code = _complain(str(error), 2)
+    except AutokdError as error:
+        code = _complain(str(error), 1)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except BrokenPipeError:
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(message: str, code: int) -> int:
+    click.echo("error: " + " ".join(message.split()), err=True)
+    return code
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="autokd")
+def cli() -> None:
+    """Find the best small student for a large teacher that a budget can buy.
+
+    \b
+    autokd search --teacher digits --budget 90s            a first search, in two minutes
+    autokd search --teacher my_models:teacher --data data.npz --budget 30m
+    autokd resume runs/digits-…  --budget 10m              go on, with more budget
+    autokd show runs/digits-…                              what was found
+    autokd export runs/digits-… student.onnx               take it away
+    """
+
+
+# ---- searching
+
+
+def _search_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of a search, in the order in which they are asked for."""
+    options = [
+        click.option("--teacher", required=True, help=TEACHER_HELP),
+        click.option("--data", help=DATA_HELP + " Not needed where the teacher knows its data."),
+        click.option("--root", type=click.Path(), help="Folder of a torchvision data set."),
+        click.option(
+            "--budget", required=True, help="What the search may spend: 90s, 30m, 1h30m, '200 trials', '5000 epochs'."
+        ),
+        click.option("--space", help="A shipped space (see autokd spaces) or a YAML file. Default: by the data."),
+        click.option("--objectives", help="Only these distillation losses, e.g. kd,dkd."),
+        click.option("--students", help="Only these families, e.g. resnet,mobilenet, or your own module:attribute."),
+        click.option(
+            "--constraint", "constraints", multiple=True, help="params=50k, params=teacher/20, flops=2M. Repeatable."
+        ),
+        click.option("--epochs", type=int, help="Epochs of a full training. Default: what the budget affords."),
+        click.option("--seed", type=int, default=0, show_default=True),
+        click.option("--run-dir", type=click.Path(), help="New folder for everything. Default: runs/NAME-TIME."),
+        click.option("--name", help="Name of the search. Default: the data's."),
+        click.option(
+            "--executor", default="ray", show_default=True, help="ray, or inline for one lane in this process."
+        ),
+        click.option("--lanes", type=int, help="Trials trained at a time. Default: one per core or GPU."),
+        click.option("--device", help="cpu or cuda. Default: cuda if there is one."),
+        click.option("--tracking/--no-tracking", default=True, help="Log to MLflow.", show_default=True),
+        click.option(
+            "--tracking-uri", help="MLflow server or store. Default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db."
+        ),
+        click.option("--ray-address", help="Attach to a running Ray cluster, e.g. auto or ray://HOST:10001."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _output_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    command = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")(command)
+    return click.option("--quiet", "-q", is_flag=True, help="No progress, no tables.")(command)
+
+
+@cli.command()
+@_search_options
+@_output_options
+def search(
+    teacher: str,
+    data: str | None,
+    root: str | None,
+    budget: str,
+    objectives: str | None,
+    students: str | None,
+    constraints: tuple[str, ...],
+    quiet: bool,
+    as_json: bool,
+    **rest: Any,
+) -> int:
+    """Search for the best student of a teacher.
+
+    A teacher is trained first if it is one of ours, and cached. The plan is printed before anything else is trained; the last
+    fifth of the budget retrains the winner and two controls (no distillation, default KD) with fresh seeds.
+    """
+    from autokd import api
+    from autokd.budget import Budget
+
+    verbose = not (quiet or as_json)
+    Budget.parse(budget)  # before a teacher is trained
+    result = api.search(
+        _teacher(teacher, data, root, verbose),
+        budget,
+        objectives=_names(objectives),
+        students=_names(students),
+        constraints=_constraints(constraints),
+        verbose=verbose,
+        **rest,
+    )
+    return _conclude(result, as_json)
+
+
+@cli.command()
+@click.argument("run_dir", type=click.Path())
+@click.option("--budget", help="More budget, added to what the search had and in the same unit.")
+@click.option("--teacher", help="Only needed for a module of your own that could not be saved. " + TEACHER_HELP)
+@click.option("--data", help=DATA_HELP)
+@click.option("--root", type=click.Path(), help="Folder of a torchvision data set.")
+@click.option("--executor", help="ray or inline. Default: as before.")
+@click.option("--lanes", type=int, help="Trials trained at a time. Default: one per core or GPU.")
+@click.option("--ray-address", help="Attach to a running Ray cluster.")
+@_output_options
+def resume(
+    run_dir: str,
+    budget: str | None,
+    teacher: str | None,
+    data: str | None,
+    root: str | None,
+    quiet: bool,
+    as_json: bool,
+    **rest: Any,
+) -> int:
+    """Continue a search that was killed, or a finished one with more budget."""
+    from autokd import api
+
+    verbose = not (quiet or as_json)
+    own = None if teacher is None else _teacher(teacher, data, root, verbose)
+    return _conclude(api.resume(run_dir, budget, teacher=own, verbose=verbose, **rest), as_json)
+
+
+@cli.command()
+@click.option("--teacher", required=True, help=TEACHER_HELP)
+@click.option("--data", help=DATA_HELP)
+@click.option("--root", type=click.Path(), help="Folder of a torchvision data set.")
+@click.option("--recipe", required=True, type=click.Path(), help="A recipe.json, e.g. RUN_DIR/student/recipe.json.")
+@click.option("--epochs", type=int, help="Default: those of the winner the recipe belongs to, else 60.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--out", type=click.Path(), help="Folder for the student's weights.")
+@_output_options
+def distill(
+    teacher: str,
+    data: str | None,
+    root: str | None,
+    recipe: str,
+    epochs: int | None,
+    seed: int,
+    out: str | None,
+    quiet: bool,
+    as_json: bool,
+) -> int:
+    """Train one recipe, for example a past winner's, without searching."""
+    from autokd import api
+
+    verbose = not (quiet or as_json)
+    done = api.distill(
+        _teacher(teacher, data, root, verbose), recipe, epochs=epochs, seed=seed, folder=out, verbose=verbose
+    )
+    if as_json:
+        click.echo(json.dumps(done.to_dict()))
+    elif not quiet:
+        click.echo(done.headline())
+    return 0
+
+
+# ---- looking at what was found
+
+
+@cli.command()
+@click.argument("run_dir", type=click.Path())
+@click.option("--top", type=int, default=10, show_default=True, help="Trials of the leaderboard to print.")
+@click.option("--sync", is_flag=True, help="First deliver to MLflow what it has not received.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+def show(run_dir: str, top: int, sync: bool, as_json: bool) -> int:
+    """Print what a search has found, also while it still runs."""
+    from rich.console import Console
+
+    from autokd.progress import leaderboard_table, result_table
+    from autokd.result import Result
+
+    result = Result(run_dir)
+    if sync:
+        from autokd.tracking import sync as deliver
+
+        click.echo(str(deliver(Path(run_dir), result.head["settings"]["tracking_uri"])), err=as_json)
+    if as_json:
+        click.echo(json.dumps(result.to_dict()))
+        return 0
+    console = Console()
+    console.print(result_table(result))
+    console.print(leaderboard_table(result, top))
+    console.print(f"{result.state}: {result.headline()}", highlight=False)
+    for problem in result.problems:
+        console.print(f"note: {problem}", highlight=False, markup=False)
+    return 0
+
+
+@cli.command()
+@click.argument("run_dir", type=click.Path())
+@click.option("--out", type=click.Path(), help="Folder to write into. Default: RUN_DIR/report.")
+def report(run_dir: str, out: str | None) -> int:
+    """Write the report: one self-contained HTML page, and PNGs."""
+    from autokd import api
+
+    click.echo(str(api.SearchResult(run_dir).report(out)))
+    return 0
+
+
+@cli.command()
+@click.argument("run_dir", type=click.Path())
+@click.argument("path", type=click.Path())
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+def export(run_dir: str, path: str, overwrite: bool) -> int:
+    """Write the winning student as .onnx, .pt2 or .safetensors, checked against the module."""
+    from autokd import api
+
+    click.echo(str(api.SearchResult(run_dir).export(path, overwrite=overwrite)))
+    return 0
+
+
+@cli.command()
+@click.option("--tracking-uri", help="Default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db.")
+@click.option("--port", type=int, default=5000, show_default=True)
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Other hosts than loopback are served only if named."
+)
+def ui(tracking_uri: str | None, port: int, host: str) -> int:
+    """Browse the trials in MLflow's own pages. Ctrl-C ends it."""
+    from autokd.tracking import open_ui
+
+    server = open_ui(tracking_uri, port, host)
+    click.echo(f"MLflow UI: http://{host}:{port}   (Ctrl-C ends it)")
+    try:
+        return server.wait()
+    finally:
+        server.terminate()
+
+
+@cli.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+def spaces(name: str | None, as_json: bool) -> int:
+    """List the search spaces, print one, or check a YAML file of your own."""
+    from autokd.api import vocabulary
+    from autokd.space import Space, shipped_spaces
+
+    known = [Space.load(name, vocabulary())] if name else [Space.load(each, vocabulary()) for each in shipped_spaces()]
+    if as_json:
+        click.echo(json.dumps([space.to_dict() for space in known]))
+        return 0
+    for space in known:
+        click.echo(
+            f"{space.name:16} {len(space.fields)} fields, {len(space.first)} published recipes, {space.epochs} epochs. {space.about}"
+        )
+    if name:
+        for field in known[0].fields:
+            click.echo(f"  {field}")
+        for title, _ in known[0].first:
+            click.echo(f"  first: {title}")
+    return 0
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+def doctor(as_json: bool) -> int:
+    """Say what this machine offers and what is missing."""
+    from autokd.doctor import examine
+
+    findings = examine()
+    if as_json:
+        click.echo(json.dumps(findings))
+    else:
+        for topic, finding in findings.items():
+            click.echo(f"{topic:12} {finding}")
+    return 1 if findings["missing"] else 0
+
+
+# ---- reading arguments
+
+
+def _teacher(source: str, data: str | None, root: str | None, verbose: bool) -> Teacher:
+    from autokd.data import Data
+    from autokd.teacher import Teacher
+
+    rows = None if data is None else Data.load(data, root)
+    family = source.removeprefix("fit").removeprefix(":") or "resnet"
+    if source == "digits" or source == "fit" or source.startswith("fit:"):
+        if source != "digits" and rows is None:
+            raise TeacherError("--teacher fit needs the data to fit it to; add --data")
+        with _fitting(verbose) as on_epoch:
+            return Teacher.fit(rows or "digits", "resnet" if source == "digits" else family, on_epoch=on_epoch)
+    if ":" in source and not source.startswith(("models:/", "runs:/")) and not Path(source).exists():
+        return _own_teacher(source, rows)
+    return Teacher.load(source, rows)
+
+
+def _own_teacher(source: str, data: Data | None) -> Teacher:
+    """A Teacher, a module, or a function without arguments that makes one."""
+    from torch import nn
+
+    from autokd.teacher import Teacher
+
+    module, _, attribute = source.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise TeacherError(
+            f"--teacher {source} must name something importable: {error}; run where {module}.py lies"
+        ) from None
+    builder = None
+    if not isinstance(found, nn.Module | Teacher) and callable(found):
+        found, builder = found(), source
+    if isinstance(found, Teacher):
+        return found
+    if data is None:
+        raise TeacherError(f"--teacher {source} is a module without data; add --data")
+    return Teacher(found, data, name=attribute, builder=builder)
+
+
+@contextmanager
+def _fitting(verbose: bool) -> Iterator[Callable[[int, int, float], None]]:
+    """A progress bar for a teacher in training; shown only if one has to be trained."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("training the teacher"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} epochs, {task.fields[value]}"),
+    )
+    with Progress(*columns, TimeRemainingColumn(), disable=not verbose) as progress:
+        task = progress.add_task("teacher", total=None, value="", visible=False)
+
+        def on_epoch(epoch: int, epochs: int, value: float) -> None:
+            progress.update(task, completed=epoch, total=epochs, value=f"validation {value:.2%}", visible=True)
+
+        yield on_epoch
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _constraints(pairs: tuple[str, ...]) -> dict[str, object] | None:
+    if not pairs:
+        return None
+    read: dict[str, object] = {}
+    for pair in pairs:
+        name, equals, limit = pair.partition("=")
+        if not equals:
+            raise InputError(f"--constraint must be NAME=LIMIT, got '{pair}'; write for example params=50k")
+        read[name.strip()] = limit.strip()
+    return read
+
+
+def _conclude(result: SearchResult, as_json: bool) -> int:
+    if as_json:
+        click.echo(json.dumps(result.to_dict()))
+    return 0 if result.best is not None else NO_STUDENT

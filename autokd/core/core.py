@@ -1,0 +1,151 @@
+"""The training core: one per device. Holds the data and the teacher once and trains the trials it is given."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from autokd.core import checkpoint
+from autokd.core.data import Resident, to_float
+from autokd.core.device import Setting, candidates, fastest, time_of
+from autokd.core.loop import train_epoch
+from autokd.core.run import Run
+from autokd.core.tape import LiveTeacher
+from autokd.data import Data
+from autokd.errors import CheckpointError, TrialFailure
+from autokd.orders import Core, Order, Report
+from autokd.recipe import Recipe
+from autokd.tasks import TASKS
+
+SETTLED = 3  # epochs after which a student at chance has failed; before, it is merely last in its rung
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """Everything a core is made from. Crosses processes once per lane; `build` opens the core there."""
+
+    data: Data
+    teacher: nn.Module | None
+    folder: str
+    setting: Setting
+    task: str = "classification"
+
+    def build(self) -> Core:
+        return TrainingCore(self.data, self.teacher, self.folder, self.setting, self.task)
+
+
+class TrainingCore:
+    """Trains trials on one device, one at a time, from checkpoint to checkpoint in `folder`."""
+
+    def __init__(
+        self,
+        data: Data,
+        teacher: nn.Module | None,
+        folder: str | Path,
+        setting: Setting,
+        task: str = "classification",
+    ) -> None:
+        if setting.device == "cpu":
+            torch.set_num_threads(setting.threads)
+        self.setting, self.folder = setting, Path(folder)
+        self.data = Resident(data, setting.device)
+        self.task = TASKS[task]
+        self.example = to_float(self.data.x[:2])
+        self.teacher = None if teacher is None else LiveTeacher(teacher, self.example, setting)
+        self.chance = self.task.chance(self.data.val_y)
+
+    def advance(self, order: Order) -> Report:
+        """Train the order's trial to `order.to` epochs, or to the epoch in which its deadline passes.
+
+        Goes on from the trial's checkpoint if that is sound, else from the beginning. Raises TrialFailure for NaN, chance level
+        or any exception of a model, loss or data set; CheckpointError if the checkpoint cannot be written.
+        """
+        try:
+            return self._advance(order)
+        except (CheckpointError, TrialFailure):
+            raise
+        except Exception as error:  # whatever a user's own model or loss raises ends this trial, not the search
+            raise TrialFailure("exception", f"{type(error).__name__}: {error}".splitlines()[0]) from error
+
+    def close(self) -> None:
+        """Nothing to hand back: data and teacher go with the process."""
+
+    def checkpoint_path(self, trial: str) -> Path:
+        return self.folder / f"{trial}.safetensors"
+
+    def seconds_per_epoch(self, recipe: Recipe, seed: int) -> float:
+        """Measured on one epoch of training from scratch, after one to warm up."""
+        run = self._new(recipe, seed)
+        seconds = time_of(lambda: self._epoch(run, total=1_000), repeats=1)
+        run.close()
+        return seconds
+
+    # ---- inside
+
+    def _advance(self, order: Order) -> Report:
+        run, retries = self._open(order)
+        while run.epoch < order.to:
+            self._epoch(run, order.total)
+            if order.deadline is not None and time.time() >= order.deadline:
+                break
+        report = self._report(order, run, retries)
+        checkpoint.save(self.checkpoint_path(order.trial), *run.state())
+        run.close()
+        if report.value <= self.chance and run.epoch >= SETTLED:
+            what = f"{self.task.metric} {report.value:.3f} is not above chance ({self.chance:.3f})"
+            raise TrialFailure("chance", f"{what} after {run.epoch} epochs")
+        return report
+
+    def _open(self, order: Order) -> tuple[Run, int]:
+        """The trial's run, from its checkpoint or new, and 1 if a checkpoint was lost so that it starts again."""
+        run = self._new(order.recipe, order.seed)
+        path = self.checkpoint_path(order.trial)
+        if not path.exists():
+            return run, int(order.start > 0)
+        try:
+            tensors, meta = checkpoint.load(path)
+        except CheckpointError:
+            return run, 1
+        if meta["recipe"] != order.recipe.to_dict() or meta["seed"] != order.seed:
+            return run, 1
+        run.restore(tensors, meta)
+        return run, 0
+
+    def _new(self, recipe: Recipe, seed: int) -> Run:
+        shapes = None if self.teacher is None else self.teacher.shapes
+        return Run(recipe, seed, self.data.data, shapes, self.example, self.setting)
+
+    def _epoch(self, run: Run, total: int) -> None:
+        train_epoch(run, self.data, self.teacher, self.task, total, self.setting)
+
+    def _report(self, order: Order, run: Run, retries: int) -> Report:
+        """Covers every epoch the ledger does not know yet, also those whose report was lost with a process."""
+        history = [log for log in run.history if log["epoch"] > order.start]
+        metrics = run.history[-1]["metrics"]
+        return Report(
+            trial=order.trial,
+            epoch=run.epoch,
+            value=metrics[self.task.metric],
+            tiebreak=-metrics["loss"],
+            metrics=metrics,
+            seconds=sum(log["seconds"] for log in history),
+            history=history,
+            checkpoint=self.checkpoint_path(order.trial).name,
+            precision=self.setting.precision,
+            retries=retries,
+        )
+
+
+def choose_precision(
+    data: Data, teacher: nn.Module | None, recipe: Recipe, device: str, folder: Path
+) -> tuple[str, dict[str, float]]:
+    """The precision in which one epoch of `recipe` is fastest here, and the seconds measured for each."""
+    timings = {}
+    for precision in candidates(device):
+        core = TrainingCore(data, teacher, folder, Setting(device, precision))
+        timings[precision] = core.seconds_per_epoch(recipe, seed=0)
+    return fastest(timings), timings

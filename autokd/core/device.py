@@ -1,0 +1,68 @@
+"""Where and how precisely a lane computes: what the machine has, and what a short measurement prefers."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+PRECISIONS = ("fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How networks are run. Losses are computed in float32 whatever the precision."""
+
+    device: str = "cpu"
+    precision: str = "fp32"
+    threads: int = 1
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return torch.channels_last
+
+    def autocast(self) -> torch.autocast:
+        kind = self.device.split(":")[0]
+        return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=True)
+
+
+def default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def candidates(device: str) -> tuple[str, ...]:
+    """Precisions worth measuring on this device: bf16 only where the hardware computes in it."""
+    if device.startswith("cuda"):
+        return PRECISIONS if torch.cuda.is_bf16_supported() else PRECISIONS[:1]
+    fast = (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )  # torch has no public name for it
+    return PRECISIONS if fast else PRECISIONS[:1]
+
+
+def fastest(timings: dict[str, float], margin: float = 0.95) -> str:
+    """The precision to use: another one than fp32 only if it saves at least 5 %, since timings are noisy."""
+    best = min(timings, key=lambda name: timings[name])
+    return best if timings[best] < margin * timings["fp32"] else "fp32"
+
+
+def time_of(step: Callable[[], object], repeats: int = 5) -> float:
+    """Median seconds of a call, after one to warm up."""
+    step()
+    seconds = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - begun)
+    return median(seconds)
+
+
+def cpu_count() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,105 @@
+"""One trial in training: its networks, objectives and optimiser, and how they are saved and restored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autokd.core.device import Setting
+from autokd.core.optim import optimiser
+from autokd.data import Data
+from autokd.objectives import resolve as resolve_objective
+from autokd.protocols import Objective, Shapes, seed_everything
+from autokd.recipe import Recipe
+from autokd.students import resolve as resolve_family
+from autokd.students.normalise import set_normalisation
+from autokd.students.tap import Tap
+
+NEEDS_LOGITS = frozenset({"logits"})
+
+
+class Run:
+    """Student first, then peers; each network has its own objectives, since these may hold adaptors."""
+
+    def __init__(
+        self, recipe: Recipe, seed: int, data: Data, teacher: Shapes | None, example: Tensor, setting: Setting
+    ) -> None:
+        self.recipe, self.seed, self.epoch = recipe, seed, 0
+        self.history: list[dict[str, Any]] = []
+        seed_everything(seed)
+        networks = [build_student(recipe, data).to(setting.device) for _ in range(1 + recipe.peers.count)]
+        modules = [network.to(memory_format=setting.memory_format) for network in networks]
+        classes = {term.objective: resolve_objective(term.objective) for term in recipe.terms}
+        needs = NEEDS_LOGITS.union(*(cls.needs for cls in classes.values()))
+        self.taps = [Tap(module, example, want=needs) for module in modules]
+        self.objectives = [self._objectives(classes, tap.shapes, teacher, setting) for tap in self.taps]
+        self.parts = nn.ModuleList([*modules, *self.objectives])
+        self.optimiser = optimiser(self.parts.parameters(), recipe.optim)
+
+    @property
+    def student(self) -> nn.Module:
+        return self.taps[0].module
+
+    def close(self) -> None:
+        for tap in self.taps:
+            tap.close()
+
+    def _objectives(
+        self, classes: Mapping[str, type[Objective]], student: Shapes, teacher: Shapes | None, setting: Setting
+    ) -> nn.ModuleList:
+        built = nn.ModuleList()
+        for term in self.recipe.terms:
+            objective = classes[term.objective](**term.fields)
+            if teacher is not None:
+                objective.build(student, teacher)
+            built.append(objective.to(setting.device))
+        return built
+
+    # ---- saving and restoring
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that training goes on from. The teacher's weights are never inside."""
+        tensors = {f"parts.{name}": tensor for name, tensor in self.parts.state_dict().items()}
+        scalars: dict[str, float] = {}
+        for index, slots in self.optimiser.state_dict()["state"].items():
+            for name, value in slots.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimiser.{index}.{name}"] = value
+                elif value is not None:
+                    scalars[f"{index}.{name}"] = value
+        meta = {"recipe": self.recipe.to_dict(), "seed": self.seed, "epoch": self.epoch, "history": self.history}
+        return tensors, {**meta, "scalars": scalars}
+
+    def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        parts = {name.removeprefix("parts."): t for name, t in tensors.items() if name.startswith("parts.")}
+        self.parts.load_state_dict(parts)
+        slots: dict[int, dict[str, Any]] = {}
+        saved = {name.removeprefix("optimiser."): t for name, t in tensors.items() if name.startswith("optimiser.")}
+        for name, value in {**saved, **meta["scalars"]}.items():
+            index, _, slot = name.partition(".")
+            slots.setdefault(int(index), {})[slot] = value
+        self.optimiser.load_state_dict({"state": slots, "param_groups": self.optimiser.state_dict()["param_groups"]})
+        self.epoch, self.history = meta["epoch"], meta["history"]
+
+
+def build_student(recipe: Recipe, data: Data) -> nn.Module:
+    """A new student of the recipe's architecture that takes rows in the data's own units."""
+    module = resolve_family(recipe.student.family).build(recipe.student.fields, data.input_shape, data.classes)
+    set_normalisation(module, data.mean, data.std)
+    return module
+
+
+def load_student(recipe: Recipe, data: Data, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The student inside a checkpoint's tensors, in eval mode; peers and adaptors are left behind."""
+    module = build_student(recipe, data)
+    prefix = "parts.0."
+    module.load_state_dict({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)})
+    return module.eval()
+
+
+def finite(total: Tensor) -> bool:
+    """Whether a summed loss is a number; called once an epoch, so that the step needs no synchronisation."""
+    return bool(torch.isfinite(total))

@@ -1,0 +1,107 @@
+"""The end of a search: the winner's weights are chosen by validation, the test split is read once, the student is saved."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from autokd.core import checkpoint
+from autokd.core.run import load_student
+from autokd.data import Data
+from autokd.engine.controls import ROLES
+from autokd.errors import CheckpointError, RunFolderError
+from autokd.history import History, Trial
+from autokd.ledger import Ledger
+from autokd.recipe import Recipe
+from autokd.run_folder import RunFolder
+from autokd.teacher import Teacher, evaluate
+
+WEIGHTS, RECIPE, ABOUT = "student.safetensors", "recipe.json", "student.json"
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """A student out of a run folder."""
+
+    module: nn.Module  # eval mode
+    recipe: Recipe
+    about: dict
+
+
+def deliver(history: History, folder: RunFolder, ledger: Ledger, teacher: Teacher) -> Delivered | None:
+    """Measure teacher, winner and controls on the test split, and save the winner's best seed. None if nothing succeeded.
+
+    What was measured before (the search is being resumed after its finish) is not measured again.
+    """
+    chosen = _chosen(history)
+    if chosen is None:
+        return None
+    measured = {(event["role"], event["trial"]) for event in ledger.events if event["event"] == "test"}
+    if ("teacher", None) not in measured:
+        ledger.append(
+            "test", role="teacher", trial=None, value=teacher.evaluate(teacher.data.test)[teacher.task.metric]
+        )
+    finals = [trial for role in ROLES for trial in history.finals(role) if trial.state == "complete"]
+    for trial in finals or [chosen]:
+        role = trial.role if finals else "winner"
+        if (role, trial.id) not in measured:
+            module = student_of(trial, folder, teacher.data)
+            value = evaluate(module, teacher.data, teacher.data.test, teacher.task.name)[teacher.task.metric]
+            ledger.append("test", role=role, trial=trial.id, value=value)
+    return _save(chosen, history, folder, teacher.data)
+
+
+def student_of(trial: Trial, folder: RunFolder, data: Data) -> nn.Module:
+    """The student in a trial's checkpoint, in eval mode."""
+    tensors, _ = checkpoint.load(folder.checkpoints / (trial.checkpoint or ""))
+    return load_student(trial.recipe, data, tensors)
+
+
+def load_delivered(folder: Path, data: Data) -> Delivered:
+    """The saved student of a finished search. Raises RunFolderError if there is none."""
+    try:
+        about = json.loads((folder / ABOUT).read_text())
+        recipe = Recipe.from_json((folder / RECIPE).read_text())
+        tensors, _ = checkpoint.load(folder / WEIGHTS)
+    except (OSError, CheckpointError, json.JSONDecodeError) as error:
+        raise RunFolderError(
+            f"{folder} holds no student: {error}; finish the search with autokd.resume first"
+        ) from None
+    return Delivered(load_student(recipe, data, tensors), recipe, about)
+
+
+def _chosen(history: History) -> Trial | None:
+    """The winner's final seed with the best validation value; without finals, the leader of the search."""
+    from autokd.engine.rungs import leader
+
+    finals = [trial for trial in history.finals("winner") if trial.state == "complete"]
+    if finals:
+        return max(finals, key=lambda trial: trial.values[trial.epoch])
+    return leader(history)
+
+
+def _save(trial: Trial, history: History, folder: RunFolder, data: Data) -> Delivered:
+    tensors, _ = checkpoint.load(folder.checkpoints / (trial.checkpoint or ""))
+    student = {name: tensor for name, tensor in tensors.items() if name.startswith("parts.0.")}
+    about = {
+        "trial": trial.id,
+        "seed": trial.seed,
+        "epochs": history.rungs[-1],
+        "params": trial.params,
+        "flops": trial.flops,
+        "validation": trial.metrics,
+        "classes": data.classes,
+        "class_names": data.class_names,
+        "input_shape": list(data.input_shape),
+        "input": "uint8 images divided by 255"
+        if data.train.x.dtype == "uint8"
+        else "float rows in the data's own units",
+        "data_fingerprint": data.fingerprint,
+    }
+    checkpoint.save(folder.student / WEIGHTS, student, {"trial": trial.id})
+    (folder.student / RECIPE).write_text(json.dumps(trial.recipe.to_dict(), indent=1))
+    (folder.student / ABOUT).write_text(json.dumps(about, indent=1))
+    return Delivered(load_student(trial.recipe, data, tensors), trial.recipe, about)

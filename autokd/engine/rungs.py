@@ -1,0 +1,65 @@
+"""Rungs: at which epochs trials are compared, and which paused trial goes on.
+
+Asynchronous successive halving, promotion variant (Li et al., MLSys 2020): every trial pauses at a rung; of the trials that reached
+it the best 1/eta are resumed to the next one. Values of different rungs are never compared.
+"""
+
+from __future__ import annotations
+
+from autokd.history import History, Trial
+
+ETA = 3
+
+
+def rungs_for(longest: int, eta: int = ETA) -> tuple[int, ...]:
+    """Epochs of the rungs for trainings of `longest` epochs: about longest/9, longest/3 and longest.
+
+    >>> rungs_for(60)
+    (7, 20, 60)
+    >>> rungs_for(2)
+    (1, 2)
+    """
+    steps = {max(1, round(longest / eta**power)) for power in (2, 1, 0)}
+    return tuple(sorted(steps))
+
+
+def next_rung(rungs: tuple[int, ...], epoch: int) -> int | None:
+    """The first rung above `epoch`, None at the top."""
+    return next((rung for rung in rungs if rung > epoch), None)
+
+
+def standing(trial: Trial, rung: int) -> tuple[float, float, int]:
+    """Sort key at one rung, best is largest: value, tiebreak, then the smaller student."""
+    return (*trial.values[rung], -trial.params)
+
+
+def at_rung(history: History, rung: int) -> list[Trial]:
+    """Search trials that reached `rung`, best first. Failed trials have no standing."""
+    reached = [t for t in history.in_role("search") if rung in t.values and t.state != "failed"]
+    return sorted(reached, key=lambda trial: standing(trial, rung), reverse=True)
+
+
+def promotable(history: History, eta: int = ETA) -> Trial | None:
+    """The paused trial to resume next: of the highest rung first, the best that is among the best 1/eta there."""
+    for rung in reversed(history.rungs[:-1]):
+        reached = at_rung(history, rung)
+        failed_here = sum(t.state == "failed" and t.to == rung for t in history.in_role("search"))
+        for trial in reached[: (len(reached) + failed_here) // eta]:
+            if trial.state == "paused" and trial.epoch == rung:
+                return trial
+    return None
+
+
+def interrupted(history: History) -> Trial | None:
+    """A search trial that was sent further than it came (the driver died, or time ran out); the furthest first."""
+    cut_off = [t for t in history.in_role("search") if t.state == "paused" and t.epoch < t.to]
+    return max(cut_off, key=lambda trial: (trial.epoch, trial.id), default=None)
+
+
+def leader(history: History) -> Trial | None:
+    """The best trial so far, at the highest rung anyone reached."""
+    for rung in reversed(history.rungs):
+        reached = at_rung(history, rung)
+        if reached:
+            return reached[0]
+    return None

@@ -1,0 +1,150 @@
+"""What a ledger says, folded: the trials of a search and how far each has come.
+
+`History.replay(events)` and `history.add(event)` are the same fold, so that a killed search, a report and a live display
+all see one state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from autokd.ledger import Event
+from autokd.recipe import Recipe, Value
+
+TrialState = Literal["running", "paused", "complete", "stopped", "failed"]
+
+
+@dataclass
+class Trial:
+    """One recipe being trained. `values` maps epoch -> (value, tiebreak), both higher is better."""
+
+    id: str
+    role: str  # "search" | "winner" | "no_kd" | "default_kd"
+    recipe: Recipe
+    point: dict[str, Value]  # where in the space it lies; empty outside the search
+    source: str  # "published: …" | "quasi-random" | "prior" | "model" | "control" | "final"
+    seed: int
+    params: int
+    flops: int
+    started: float  # seconds of the search
+    group: str | None = None  # of a final: the search trial it retrains or controls
+    state: TrialState = "running"
+    to: int = 0  # the epoch it was last sent to
+    epoch: int = 0  # the last epoch reported
+    values: dict[int, tuple[float, float]] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)  # of the last report
+    curve: list[dict[str, Any]] = field(default_factory=list)  # one entry an epoch
+    seconds: float = 0.0  # of training
+    checkpoint: str | None = None
+    retries: int = 0
+    reason: str | None = None  # of a failure
+    message: str | None = None
+
+    @property
+    def value(self) -> float | None:
+        """The validation value at the last epoch reported."""
+        return self.values[self.epoch][0] if self.values else None
+
+
+@dataclass
+class History:
+    """The state of one search."""
+
+    head: dict[str, Any] = field(default_factory=dict)  # the `search` event
+    budget: dict[str, Any] = field(default_factory=dict)  # of the latest session
+    rungs: tuple[int, ...] = ()
+    trials: dict[str, Trial] = field(default_factory=dict)
+    elapsed: float = 0.0
+    epochs: int = 0  # trained so far, over all trials
+    winner: str | None = None  # trial chosen by the search, once the finals began
+    final_seeds: tuple[int, ...] = ()
+    tests: list[dict[str, Any]] = field(default_factory=list)
+    finished: str | None = None  # the reason, once finished
+
+    @classmethod
+    def replay(cls, events: Iterable[Event]) -> History:
+        history = cls()
+        for event in events:
+            history.add(event)
+        return history
+
+    def add(self, event: Event) -> None:
+        """Fold one event in. Events about trials that are not known (their line was corrupt) are passed over."""
+        self.elapsed = max(self.elapsed, event["elapsed"])
+        trial = self.trials.get(event.get("trial", ""))
+        if trial is not None or event["event"] in ("search", "session", "start", "finals", "test", "finish"):
+            getattr(self, f"_on_{event['event']}")(event, trial)
+
+    def finals(self, role: str) -> list[Trial]:
+        """The retrainings of the current winner ("winner") or of a control of it, by seed."""
+        chosen = [trial for trial in self.in_role(role) if trial.group == self.winner]
+        return sorted(chosen, key=lambda trial: trial.seed)
+
+    def in_role(self, *roles: str) -> list[Trial]:
+        return [trial for trial in self.trials.values() if trial.role in roles]
+
+    @property
+    def running(self) -> list[Trial]:
+        return [trial for trial in self.trials.values() if trial.state == "running"]
+
+    # ---- one method per event
+
+    def _on_search(self, event: Event, _: Trial | None) -> None:
+        self.head, self.rungs = event, tuple(event["rungs"])
+
+    def _on_session(self, event: Event, _: Trial | None) -> None:
+        if self.budget and event["budget"] != self.budget:  # more was given: the search goes on, new finals follow
+            self.winner, self.final_seeds = None, ()
+        self.budget, self.finished = event["budget"], None
+        for trial in self.trials.values():
+            if trial.state in ("running", "stopped"):
+                trial.state = "paused"
+
+    def _on_start(self, event: Event, _: Trial | None) -> None:
+        self.trials[event["trial"]] = Trial(
+            id=event["trial"],
+            role=event["role"],
+            recipe=Recipe.from_dict(event["recipe"]),
+            point=event["point"],
+            source=event["source"],
+            seed=event["seed"],
+            params=event["params"],
+            flops=event["flops"],
+            started=event["elapsed"],
+            group=event.get("group"),
+            to=event["to"],
+        )
+
+    def _on_resume(self, event: Event, trial: Trial) -> None:
+        trial.state, trial.to = "running", event["to"]
+
+    def _on_rung(self, event: Event, trial: Trial) -> None:
+        self.epochs += max(0, event["epoch"] - trial.epoch)
+        trial.epoch = event["epoch"]
+        trial.values[event["epoch"]] = (event["value"], event["tiebreak"])
+        trial.metrics = event["metrics"]
+        trial.curve = [row for row in trial.curve if row["epoch"] <= event["epoch"] - len(event["history"])]
+        trial.curve += event["history"]
+        trial.seconds += event["seconds"]
+        trial.checkpoint = event["checkpoint"]
+        trial.state = "complete" if trial.epoch >= self.rungs[-1] else "paused"
+
+    def _on_retry(self, event: Event, trial: Trial) -> None:
+        trial.retries += 1
+
+    def _on_fail(self, event: Event, trial: Trial) -> None:
+        trial.state, trial.reason, trial.message = "failed", event["reason"], event["message"]
+
+    def _on_finals(self, event: Event, _: Trial | None) -> None:
+        self.winner, self.final_seeds = event["winner"], tuple(event["seeds"])
+
+    def _on_test(self, event: Event, _: Trial | None) -> None:
+        self.tests.append(event)
+
+    def _on_finish(self, event: Event, _: Trial | None) -> None:
+        self.finished = event["reason"]
+        for trial in self.trials.values():
+            if trial.state in ("running", "paused"):
+                trial.state = "stopped"

@@ -1,0 +1,114 @@
+"""The ledger: append-only JSON lines, one per event, flushed as they happen. The truth; all else is rebuilt from it.
+
+Every line has  n (position), time (seconds since 1970), elapsed (seconds this search has spent, over all sessions) and event.
+The events, and what they carry:
+
+    search    search_id, name, seed, budget, space, constraints, rungs, lanes, executor, teacher, data, plan, versions
+    session   pid, budget, lanes; a process begins to work on the search (the first, or after a resume)
+    start     trial, role, recipe, point, source, seed, to, params, flops, group
+    resume    trial, to
+    rung      trial, epoch, value, tiebreak, metrics, seconds, history[{epoch, seconds, loss, terms, metrics}], checkpoint, precision
+    retry     trial, message; a worker died, the trial goes on from its last rung
+    fail      trial, reason ("nan" | "chance" | "exception" | "worker"), message
+    finals    winner (trial), seeds; the search phase is over
+    test      role, trial, value; the test split is read, once
+    finish    reason
+
+Roles of a trial: "search", and in the finals "winner", "no_kd", "default_kd". A process that is killed leaves at most one torn
+line at the end; it is cut off when the ledger is opened again. Any other unreadable line is named and passed over.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from autokd.errors import LedgerError
+
+Event = dict[str, Any]
+EVENTS = ("search", "session", "start", "resume", "rung", "retry", "fail", "finals", "test", "finish")
+
+
+class Ledger:
+    """An open ledger. `events` holds every readable event; `problems` names the lines that were not."""
+
+    def __init__(self, path: str | Path, clock: Callable[[], float] = time.time) -> None:
+        self.path = Path(path)
+        self.events: list[Event] = []
+        self.problems: list[str] = []
+        self._listeners: list[Callable[[Event], None]] = []
+        self._clock = clock
+        self._read()
+        self._before = self.events[-1]["elapsed"] if self.events else 0.0
+        self._opened = clock()
+        try:
+            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (kept open)
+        except OSError as error:
+            raise LedgerError(
+                f"the ledger must be writable, {self.path}: {error.strerror}; choose another run_dir"
+            ) from None
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds spent on this search so far: earlier sessions up to their last event, plus this one."""
+        return self._before + self._clock() - self._opened
+
+    def append(self, event: str, **fields: Any) -> Event:
+        """Write one event and hand it to the listeners. Returns it as it will be read back."""
+        if event not in EVENTS:
+            raise ValueError(f"unknown event {event!r}")
+        line = {"n": len(self.events), "time": self._clock(), "elapsed": self.elapsed, "event": event, **fields}
+        text = json.dumps(line, allow_nan=False)
+        self._file.write(text + "\n")
+        self._file.flush()
+        line = json.loads(text)
+        self.events.append(line)
+        for listener in self._listeners:
+            listener(line)
+        return line
+
+    def listen(self, listener: Callable[[Event], None]) -> None:
+        """Call `listener` with every event appended from now on."""
+        self._listeners.append(listener)
+
+    def close(self) -> None:
+        self._file.close()
+
+    # ---- reading
+
+    def _read(self) -> None:
+        self.events, self.problems, whole = read_events(self.path)
+        if whole is not None:
+            with open(self.path, "r+b") as file:
+                file.truncate(whole)
+
+
+def read_events(path: str | Path) -> tuple[list[Event], list[str], int | None]:
+    """Events, the lines that could not be read, and where to cut if the last line is torn (else None). Writes nothing."""
+    path = Path(path)
+    if not path.exists():
+        return [], [], None
+    raw = path.read_bytes()
+    cut = raw.rfind(b"\n") + 1
+    events, problems = [], []
+    for number, line in enumerate(raw[:cut].splitlines(), start=1):
+        event = _parse(line)
+        if event is None:
+            problems.append(f"{path}:{number}: not an event, passed over: {line[:60].decode('utf-8', 'replace')!r}")
+        else:
+            events.append(event)
+    if cut < len(raw):
+        problems.append(f"{path}: the last line was torn ({len(raw) - cut} bytes) and is dropped")
+    return events, problems, cut if cut < len(raw) else None
+
+
+def _parse(line: bytes) -> Event | None:
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):  # no JSON, no UTF-8, numbers of thousands of digits, endless nesting
+        return None
+    known = isinstance(event, dict) and event.get("event") in EVENTS and isinstance(event.get("elapsed"), int | float)
+    return event if known else None

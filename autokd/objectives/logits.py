@@ -1,0 +1,140 @@
+"""Losses that compare what two classifiers say: kd, dkd, dist.
+
+N rows, C classes, T temperature, z logits, p = softmax(z/T); s student, t teacher. Written with elementary operations
+and no value-dependent branch, so that students stacked by `torch.func.vmap` run through them unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from autokd.protocols import Batch, Objective, Outputs
+from autokd.recipe import Rule
+
+PEARSON_EPS = 1e-8  # added to the denominator, as in the authors' DIST code
+TEMPERATURE = "both softmaxes are of logits divided by it"
+
+
+def kl_rows(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL(p_t ‖ p_s) per row of (N, C) logits -> (N,), nats, without T². Finite for finite logits."""
+    log_s = (student / temperature).log_softmax(1)
+    log_t = (teacher / temperature).log_softmax(1)
+    return (log_t.exp() * (log_t - log_s)).sum(1)
+
+
+def mean_over_rows(per_row: Tensor, row_weight: Tensor | None) -> Tensor:
+    """Mean over N of row_weight·per_row; the weights are not normalised here."""
+    return per_row.mean() if row_weight is None else (row_weight * per_row).mean()
+
+
+class KD(Objective):
+    """T²·mean KL(p_t ‖ p_s). Hinton, Vinyals, Dean 2015 (arXiv:1503.02531). T -> ∞: ‖z̄_t − z̄_s‖²/(2C), z̄ centred."""
+
+    fields: ClassVar[Mapping[str, Rule]] = {
+        "temperature": Rule("float", 4.0, 0.5, 50.0, about=TEMPERATURE),
+    }
+    row_weighted: ClassVar[bool] = True
+
+    def __init__(self, *, temperature: float = 4.0) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(
+        self, student: Outputs, teacher: Outputs, batch: Batch, row_weight: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        per_row = kl_rows(student.logits, teacher.logits, self.temperature)
+        return {"kd": self.temperature**2 * mean_over_rows(per_row, row_weight)}
+
+
+class DKD(Objective):
+    """T²·mean(alpha·TCKD + beta·NCKD). Zhao et al., CVPR 2022 (arXiv:2203.08679).
+
+    TCKD compares (p_y, 1 − p_y), NCKD the other classes renormalised; KL = TCKD + (1 − p_y of the teacher)·NCKD.
+    With two classes one other class is left and NCKD is exactly 0.
+    """
+
+    fields: ClassVar[Mapping[str, Rule]] = {
+        "alpha": Rule("float", 1.0, 0.0, 16.0, about="weight of the target-class part"),
+        "beta": Rule("float", 8.0, 0.0, 32.0, about="weight of the other-classes part"),
+        "temperature": Rule("float", 4.0, 0.5, 50.0, about=TEMPERATURE),
+    }
+    row_weighted: ClassVar[bool] = True
+
+    def __init__(self, *, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> None:
+        super().__init__()
+        self.alpha, self.beta, self.temperature = alpha, beta, temperature
+
+    def forward(
+        self, student: Outputs, teacher: Outputs, batch: Batch, row_weight: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        tckd, nckd = decoupled_rows(student.logits, teacher.logits, batch.y, self.temperature)
+        scale = self.temperature**2
+        return {
+            "tckd": self.alpha * scale * mean_over_rows(tckd, row_weight),
+            "nckd": self.beta * scale * mean_over_rows(nckd, row_weight),
+        }
+
+
+def decoupled_rows(student: Tensor, teacher: Tensor, y: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """(TCKD, NCKD) per row, (N,) each, without T².
+
+    log(1 − p_y) is a difference of two log-sum-exps, never the log of a difference: confident rows stay finite.
+    """
+    others_s, others_t = _others(student, y), _others(teacher, y)
+    target_s, rest_s = _target_and_rest(student / temperature, others_s / temperature, y)
+    target_t, rest_t = _target_and_rest(teacher / temperature, others_t / temperature, y)
+    tckd = target_t.exp() * (target_t - target_s) + rest_t.exp() * (rest_t - rest_s)
+    return tckd, kl_rows(others_s, others_t, temperature)
+
+
+def _others(logits: Tensor, y: Tensor) -> Tensor:
+    """The logits of all classes but y: (N, C) -> (N, C − 1). A gather of fixed size: no −inf, no mask."""
+    column = torch.arange(logits.shape[1] - 1, device=logits.device)
+    return logits.gather(1, column + (column >= y[:, None]).long())
+
+
+def _target_and_rest(scaled: Tensor, others: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """log p_y and log(1 − p_y), (N,) each."""
+    total = scaled.logsumexp(1)
+    return scaled.gather(1, y[:, None])[:, 0] - total, others.logsumexp(1) - total
+
+
+class DIST(Objective):
+    """T²·[beta·(1 − mean ρ of rows) + gamma·(1 − mean ρ of columns)], ρ Pearson's correlation.
+
+    "inter" (rows) asks that classes relate alike per image, "intra" (columns) that images relate alike per class. One
+    row has no columns to correlate: "intra" is then 0. Huang et al., NeurIPS 2022 (arXiv:2205.10536).
+    """
+
+    fields: ClassVar[Mapping[str, Rule]] = {
+        "beta": Rule("float", 1.0, 0.0, 32.0, about="weight of the correlation over classes, per row"),
+        "gamma": Rule("float", 1.0, 0.0, 32.0, about="weight of the correlation over rows, per class"),
+        "temperature": Rule("float", 1.0, 0.5, 50.0, about=TEMPERATURE),
+    }
+
+    def __init__(self, *, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.beta, self.gamma, self.temperature = beta, gamma, temperature
+
+    def forward(
+        self, student: Outputs, teacher: Outputs, batch: Batch, row_weight: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        p_s = (student.logits / self.temperature).softmax(1)
+        p_t = (teacher.logits / self.temperature).softmax(1)
+        scale = self.temperature**2
+        intra = 1 - pearson(p_s.T, p_t.T).mean() if len(p_s) > 1 else p_s.new_zeros(())
+        return {
+            "inter": self.beta * scale * (1 - pearson(p_s, p_t).mean()),
+            "intra": self.gamma * scale * intra,
+        }
+
+
+def pearson(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson correlation of corresponding rows, (N, K) and (N, K) -> (N,); 0 for a constant row."""
+    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    norms = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
+    return (a * b).sum(1) / (norms + PEARSON_EPS)

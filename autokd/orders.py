@@ -1,0 +1,46 @@
+"""The seam between deciding and training: what an executor tells a core, and what the core answers. Needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from autokd.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Order:
+    """What an executor tells a core: train this trial up to `to` epochs."""
+
+    trial: str
+    recipe: Recipe
+    seed: int
+    to: int
+    total: int  # epochs the schedule is laid out for
+    start: int = 0  # epochs the ledger knows to be done
+    deadline: float | None = None  # seconds since 1970; the core returns after the epoch in which it passes
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a core answers. Plain numbers and words, so that it can cross processes."""
+
+    trial: str
+    epoch: int
+    value: float
+    tiebreak: float
+    metrics: dict[str, float]
+    seconds: float
+    history: list[dict[str, Any]]  # one entry per epoch of this order: epoch, seconds, loss, terms, metrics
+    checkpoint: str
+    precision: str
+    retries: int = 0
+
+
+class Core(Protocol):
+    """Trains the trials it is given, on one device."""
+
+    def advance(self, order: Order) -> Report:
+        """Train to `order.to`, from the trial's checkpoint if there is one. Raises TrialFailure."""
+
+    def close(self) -> None: ...

@@ -1,0 +1,33 @@
+"""Collaborative peers: networks that are trained together and teach each other.
+
+Deep mutual learning (Zhang, Xiang, Hospedales, Lu, CVPR 2018, arXiv:1706.00384). Every network runs forward once per
+step; what its partners said is a constant to it, so that M networks cost M students and one backward pass over the
+sum of their losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def mutual_loss(own: Tensor, others: Sequence[Tensor], temperature: float = 1.0) -> Tensor:
+    """Mean over partners of T²·mean KL(partner ‖ own), nats; logits (N, C). 0 without partners.
+
+    No gradient reaches the partners. The paper has T = 1.
+    """
+    if not others:
+        return own.new_zeros(())
+    log_own = (own / temperature).log_softmax(1)
+    log_others = (torch.stack([other.detach() for other in others]) / temperature).log_softmax(2)
+    return temperature**2 * (log_others.exp() * (log_others - log_own)).sum(2).mean()
+
+
+def peer_losses(logits: Sequence[Tensor], temperature: float = 1.0) -> list[Tensor]:
+    """One mutual loss per network, from the logits (N, C) of all M on the same rows; partners detached."""
+    return [
+        mutual_loss(own, [*logits[:position], *logits[position + 1 :]], temperature)
+        for position, own in enumerate(logits)
+    ]

@@ -1,0 +1,86 @@
+"""What a budget buys, said before anything starts: rungs, length of a full training, expected trials."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from autokd.budget import Budget
+from autokd.engine.controls import ROLES, SEEDS
+from autokd.engine.engine import FINAL_SHARE, SAFETY
+from autokd.engine.rungs import ETA, rungs_for
+
+SHORTEST = 3  # epochs of a full training
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Seconds are estimates from one measured epoch of the default recipe; None where the budget is not a time."""
+
+    teacher_value: float
+    epoch_seconds: float
+    full_training_seconds: float
+    rungs: tuple[int, ...]
+    lanes: int
+    expected_trials: int
+    search_seconds: float | None
+    final_seconds: float
+    precision: str
+    notes: tuple[str, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "rungs": list(self.rungs), "notes": list(self.notes)}
+
+
+def make_plan(
+    budget: Budget,
+    longest: int,
+    lanes: int,
+    epoch_seconds: float,
+    teacher_value: float,
+    precision: str,
+    epochs: int | None = None,
+    notes: tuple[str, ...] = (),
+) -> Plan:
+    """`longest` is the space's full training; a time or epoch budget may buy less. `epochs` overrides both."""
+    full = epochs or min(longest, _affordable(budget, lanes, epoch_seconds))
+    if full < SHORTEST and epochs is None:
+        full = SHORTEST
+        notes = (*notes, f"the budget is very short: trainings have {SHORTEST} epochs and the finals may exceed it")
+    rungs = rungs_for(full)
+    final = len(ROLES) * SEEDS * full * epoch_seconds * SAFETY / lanes
+    seconds = budget.amount * (1 - FINAL_SHARE) if budget.kind == "seconds" else None
+    return Plan(
+        teacher_value=teacher_value,
+        epoch_seconds=epoch_seconds,
+        full_training_seconds=full * epoch_seconds,
+        rungs=rungs,
+        lanes=lanes,
+        expected_trials=_expected(budget, rungs, lanes, epoch_seconds),
+        search_seconds=seconds,
+        final_seconds=final,
+        precision=precision,
+        notes=notes,
+    )
+
+
+def _affordable(budget: Budget, lanes: int, epoch_seconds: float) -> int:
+    """Epochs of a full training such that the finals fit into their share of the budget."""
+    trainings = len(ROLES) * SEEDS
+    if budget.kind == "seconds":
+        return int(FINAL_SHARE * budget.amount * lanes / (trainings * SAFETY * epoch_seconds))
+    if budget.kind == "epochs":
+        return int(FINAL_SHARE * budget.amount / trainings)
+    return 10**9
+
+
+def _expected(budget: Budget, rungs: tuple[int, ...], lanes: int, epoch_seconds: float) -> int:
+    """Trials started, if one in ETA is promoted at every rung and each costs what the default recipe costs."""
+    if budget.kind == "trials":
+        return int(budget.amount)
+    steps = [high - low for low, high in zip((0, *rungs[:-1]), rungs, strict=True)]
+    each = sum(step / ETA**index for index, step in enumerate(steps))
+    epochs = budget.amount * (1 - FINAL_SHARE)
+    if budget.kind == "seconds":
+        epochs = epochs * lanes / epoch_seconds
+    return max(1, int(epochs / each))

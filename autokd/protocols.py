@@ -1,0 +1,121 @@
+"""The seams of training: what a batch, a network's outputs, a loss, a student family and a task look like to the others.
+
+B base images, N rows (base rows first, then augmented ones), C classes, D embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from autokd.recipe import Rule, Value
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one step. Everything about a row is explicit; nothing is implied by its position."""
+
+    x: Tensor  # (N, ...) float, in the data's own units (uint8 images are divided by 255)
+    y: Tensor  # (N,) int64 for classification
+    index: Tensor  # (N,) int64, position in the training split
+    view: Tensor  # (N,) int64, 0 = base view, 1, 2, … = augmented views
+    parent: Tensor  # (N,) int64, row of the base view of the same image; own row for base views
+    fired: Tensor | None = None  # (N, L) bool, operations of the JDA chain that changed the row
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What a network puts out, without the batch axis."""
+
+    classes: int
+    embedding: int
+    stages: tuple[tuple[int, ...], ...] = ()  # (channels, height, width), from input to output
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The same type for student, teacher and peers, live or replayed."""
+
+    logits: Tensor  # (N, C)
+    embedding: Tensor | None = None  # (N, D), input of the last linear layer
+    stages: tuple[Tensor, ...] = ()  # (N, channels, height, width) after each stage
+
+    def detach(self) -> Outputs:
+        embedding = None if self.embedding is None else self.embedding.detach()
+        return Outputs(self.logits.detach(), embedding, tuple(stage.detach() for stage in self.stages))
+
+    def float(self) -> Outputs:
+        """In float32: losses are computed in it whatever the networks run in."""
+        embedding = None if self.embedding is None else self.embedding.float()
+        return Outputs(self.logits.float(), embedding, tuple(stage.float() for stage in self.stages))
+
+
+class Objective(nn.Module):
+    """One distillation loss. Returns means over its units; knows nothing of weights, schedules or detaching.
+
+    A temperature-softened KL is multiplied by T². `row_weight` (N,), mean not necessarily 1, multiplies per-row terms before
+    the mean over rows; an objective whose units are not rows ignores it and says `row_weighted = False`.
+    """
+
+    fields: ClassVar[Mapping[str, Rule]] = {}  # keyword arguments of __init__
+    needs: ClassVar[frozenset[str]] = frozenset({"logits"})  # of {"logits", "embedding", "stages"}, from both networks
+    row_weighted: ClassVar[bool] = False
+    default_weight: ClassVar[float] = 1.0
+    weight_range: ClassVar[tuple[float, float]] = (0.03, 30.0)  # log-uniform search range of the weight
+    divergence: ClassVar[bool] = True  # zero when student equals teacher
+
+    def build(self, student: Shapes, teacher: Shapes) -> None:
+        """Create adaptors (as submodules) for these shapes. Raises RecipeError if they cannot be compared."""
+
+    def forward(
+        self, student: Outputs, teacher: Outputs, batch: Batch, row_weight: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Scalar terms by name, in float32; their sum is what the framework weighs."""
+        raise NotImplementedError
+
+
+@runtime_checkable
+class StudentFamily(Protocol):
+    """Architectures of one kind: a spec of names and numbers -> module."""
+
+    fields: Mapping[str, Rule]
+
+    def misfit(self, input_shape: tuple[int, ...]) -> str | None:
+        """Why this family cannot take such inputs, or None."""
+
+    def build(self, spec: Mapping[str, Value], input_shape: tuple[int, ...], classes: int) -> nn.Module:
+        """A new module, randomly initialised from torch's global generator: (N, *input_shape) -> (N, classes)."""
+
+
+class TeacherSignal(Protocol):
+    """Where a step gets the teacher's outputs: the live network now, a replayed tape with the next version of the core."""
+
+    shapes: Shapes
+
+    def outputs(self, batch: Batch) -> Outputs:
+        """Detached outputs for the rows of `batch`, float32."""
+
+
+class Task(Protocol):
+    """What is learned."""
+
+    name: str
+    metric: str  # of `value`; higher is better
+
+    def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """Supervised loss, a mean over rows."""
+
+    def evaluate(self, forward: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> dict[str, float]:
+        """Metrics of logits; holds `metric` and "loss"."""
+
+    def chance(self, y: Tensor) -> float:
+        """The metric of the best guess that does not look at x."""
+
+
+def seed_everything(seed: int) -> None:
+    """Torch's global generators, used for initial weights and dropout only; views and batches have counters of their own."""
+    torch.manual_seed(seed)

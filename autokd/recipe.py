@@ -1,0 +1,295 @@
+"""A recipe: everything that decides how one student is trained. Names and numbers only.
+
+A recipe is frozen, validated, hashable and survives a JSON round trip. Its *flat* form, one dotted name per value, is what
+search spaces sample, MLflow shows and tables print:
+
+    student.family = resnet        terms.kd.weight = 0.9         augment.rho = 0.5     optim.lr = 0.1
+    student.width = 16             terms.kd.temperature = 4      peers.count = 1       ce_weight = 0.1
+
+Which student fields and loss parameters are legal is said by a `Vocabulary`, made from the registries of families and
+objectives; this file knows none of them, so that it needs no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from autokd.errors import RecipeError, nearest
+
+VERSION = 1
+Value = bool | int | float | str
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What one field may hold: `kind` is "int", "float" or "choice"; bounds are inclusive."""
+
+    kind: Literal["int", "float", "choice"]
+    default: Value
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[Value, ...] = ()
+    about: str = ""
+
+    def broken_by(self, value: object) -> str | None:
+        """The rule in words if `value` breaks it, else None."""
+        if self.kind == "choice":
+            known = any(value == c and isinstance(value, bool) == isinstance(c, bool) for c in self.choices)
+            return None if known else f"one of {', '.join(map(str, self.choices))}"
+        right_type = isinstance(value, int) or (self.kind == "float" and isinstance(value, float))
+        if not right_type or isinstance(value, bool) or not isinstance(value, int | float):
+            return f"{self.kind} in [{self.low}, {self.high}]"
+        low = -math.inf if self.low is None else self.low
+        high = math.inf if self.high is None else self.high
+        return None if low <= value <= high else f"{self.kind} in [{self.low}, {self.high}]"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The names a recipe may use: student families and objectives, each with the rules of its fields."""
+
+    families: Mapping[str, Mapping[str, Rule]] = field(default_factory=dict)
+    objectives: Mapping[str, Mapping[str, Rule]] = field(default_factory=dict)
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class Open(BaseModel):
+    """A frozen model whose extra fields are scalars named by a registry."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    @model_validator(mode="after")
+    def _scalars(self) -> Open:
+        for name, value in self.fields.items():
+            if not isinstance(value, Value) or (isinstance(value, float) and value != value):
+                raise ValueError(f"{name!r} must be a number, a word or true/false, got {value!r}")
+        return self
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The registry's own fields, without those every entry has."""
+        return dict(sorted((self.model_extra or {}).items()))
+
+    def __hash__(self) -> int:
+        return hash(json.dumps(self.model_dump(), sort_keys=True))
+
+
+class StudentSpec(Open):
+    """Which student: a family's name and that family's fields."""
+
+    family: str
+
+
+class TermSpec(Open):
+    """One distillation loss in the sum, with the objective's own parameters as extra fields."""
+
+    objective: str
+    weight: Positive
+    warmup: Fraction = 0.0  # share of the epochs over which the weight rises linearly from 0
+
+
+class AugmentSpec(Frozen):
+    """Which views a student sees. JDA: Zhang et al., ACCV 2022."""
+
+    policy: Literal["none", "base", "jda"] = "base"
+    chain: Literal["cifar10", "cifar100", "imagenet"] = "cifar100"  # JDA's operations and magnitudes
+    p: Fraction = 0.3  # probability that each operation of the chain fires
+    rho: Annotated[float, Field(ge=0, le=0.75)] = 0.5  # augmented rows / all rows
+    magnitude: Annotated[float, Field(gt=0, le=2)] = 1.0  # scales the chain's magnitudes
+    ccd: bool = False  # weigh augmented rows of logit terms by 1 + cos(teacher original, teacher augmented)
+    ccd_normalise: bool = False  # divide those weights by their mean
+
+
+class PeerSpec(Frozen):
+    """Collaborative peers trained beside the student (Zhang et al., CVPR 2018); dropped after training."""
+
+    count: Annotated[int, Field(ge=0, le=3)] = 0
+    weight: NonNegative = 1.0
+    temperature: Positive = 1.0
+
+
+class OptimSpec(Frozen):
+    """Optimiser and schedule of the student and its peers."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: Positive = 0.1  # per step, at the recipe's batch
+    weight_decay: NonNegative = 5e-4
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # sgd only (Nesterov)
+    batch: Annotated[int, Field(ge=2, le=65536)] = 128  # base images per step; JDA adds rows to them
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup: Annotated[float, Field(ge=0, le=0.5)] = 0.05  # share of the epochs
+
+
+class Recipe(Frozen):
+    """One point of the search space. Equal recipes are equal, hash alike and share an `id`."""
+
+    version: Literal[1] = 1
+    student: StudentSpec
+    terms: tuple[TermSpec, ...] = ()
+    ce_weight: NonNegative = 1.0
+    augment: AugmentSpec = AugmentSpec()
+    peers: PeerSpec = PeerSpec()
+    optim: OptimSpec = OptimSpec()
+
+    @model_validator(mode="after")
+    def _canonical(self) -> Recipe:
+        names = [term.objective for term in self.terms]
+        if len(set(names)) < len(names):
+            raise ValueError(f"each objective may appear once in terms, got {', '.join(names)}")
+        if {"kd", "dkd"} <= set(names):
+            raise ValueError("kd and dkd compare the same logits: use one of them")
+        if not self.terms and self.ce_weight == 0:
+            raise ValueError("ce_weight is 0 and there are no terms: nothing to learn from")
+        object.__setattr__(self, "terms", tuple(sorted(self.terms, key=lambda term: term.objective)))
+        return self
+
+    # ---- JSON
+
+    def to_json(self) -> str:
+        """Canonical JSON: equal recipes give equal text."""
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def from_json(cls, text: str) -> Recipe:
+        """Raises RecipeError naming the first field that breaks a rule."""
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and endless nesting
+            raise RecipeError(f"a recipe must be JSON: {error}; write one with recipe.to_json()") from None
+        return cls.from_dict(data)
+
+    @classmethod
+    def from_dict(cls, data: object) -> Recipe:
+        if not isinstance(data, dict):
+            raise RecipeError(f"a recipe must be a JSON object with 'student', got {type(data).__name__}")
+        if data.get("version", VERSION) != VERSION:
+            raise RecipeError(f"recipe version must be {VERSION}, got {data['version']!r}; re-create the recipe")
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise RecipeError(_first_problem(error)) from None
+
+    @cached_property
+    def id(self) -> str:
+        """Ten hex digits that name this recipe."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:10]
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    # ---- the flat form
+
+    def flat(self) -> dict[str, Value]:
+        """One dotted name per value, in a stable order."""
+        out: dict[str, Value] = {"student.family": self.student.family}
+        out |= {f"student.{name}": value for name, value in self.student.fields.items()}
+        for term in self.terms:
+            out[f"terms.{term.objective}.weight"] = term.weight
+            out[f"terms.{term.objective}.warmup"] = term.warmup
+            out |= {f"terms.{term.objective}.{name}": value for name, value in term.fields.items()}
+        out["ce_weight"] = self.ce_weight
+        for section in ("augment", "peers", "optim"):
+            out |= {f"{section}.{name}": value for name, value in getattr(self, section).model_dump().items()}
+        return out
+
+    @classmethod
+    def from_flat(cls, values: Mapping[str, Value]) -> Recipe:
+        """The inverse of `flat`; fields left out take their defaults. Raises RecipeError."""
+        nested: dict[str, Any] = {"student": {}}
+        terms: dict[str, dict[str, Value]] = {}
+        for name, value in values.items():
+            section, _, rest = name.partition(".")
+            if name == "ce_weight":
+                nested[name] = value
+            elif section == "terms" and "." in rest:
+                objective, _, parameter = rest.rpartition(".")
+                terms.setdefault(objective, {"objective": objective})[parameter] = value
+            elif section in ("student", "augment", "peers", "optim") and rest:
+                nested.setdefault(section, {})[rest] = value
+            else:
+                raise RecipeError(f"unknown recipe field {name!r}; {nearest(name, FLAT_NAMES)}")
+        nested["terms"] = [terms[name] for name in sorted(terms)]
+        return cls.from_dict(nested)
+
+    # ---- names checked against the registries
+
+    def check(self, vocabulary: Vocabulary) -> Recipe:
+        """Raise RecipeError for unknown families, objectives or fields and for values outside their ranges."""
+        rules = vocabulary.families.get(self.student.family)
+        if rules is None:
+            raise RecipeError(
+                f"unknown student family {self.student.family!r}; {nearest(self.student.family, vocabulary.families)}"
+            )
+        _check_fields(f"family {self.student.family!r}", self.student.fields, rules)
+        for term in self.terms:
+            if term.objective not in vocabulary.objectives:
+                raise RecipeError(
+                    f"unknown objective {term.objective!r}; {nearest(term.objective, vocabulary.objectives)}"
+                )
+            _check_fields(f"objective {term.objective!r}", term.fields, vocabulary.objectives[term.objective])
+        return self
+
+    def without_distillation(self) -> Recipe:
+        """The control: same student, optimiser and base views; no terms, peers or augmented rows."""
+        return self.model_copy(
+            update={"terms": (), "ce_weight": 1.0, "peers": PeerSpec(), "augment": self._base_views()}
+        )
+
+    def with_default_kd(self) -> Recipe:
+        """The control: same student and optimiser with KD at T = 4, CE .1, KD .9 (RepDistiller's defaults)."""
+        kd = TermSpec.model_validate({"objective": "kd", "weight": 0.9, "temperature": 4.0})
+        return self.without_distillation().model_copy(update={"terms": (kd,), "ce_weight": 0.1})
+
+    def _base_views(self) -> AugmentSpec:
+        return AugmentSpec(policy="none" if self.augment.policy == "none" else "base")
+
+
+FLAT_NAMES = (
+    "student.family",
+    "ce_weight",
+    *(f"augment.{name}" for name in AugmentSpec.model_fields),
+    *(f"peers.{name}" for name in PeerSpec.model_fields),
+    *(f"optim.{name}" for name in OptimSpec.model_fields),
+)
+
+
+def _check_fields(owner: str, values: Mapping[str, Value], rules: Mapping[str, Rule]) -> None:
+    for name, value in values.items():
+        if name not in rules:
+            raise RecipeError(f"{owner} has no field {name!r}; {nearest(name, rules)}")
+        rule = rules[name].broken_by(value)
+        if rule is not None:
+            raise RecipeError(f"{owner}: '{name}' must be {rule}, got {value!r}")
+
+
+def _first_problem(error: ValidationError) -> str:
+    """One line for the first of pydantic's complaints."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or "recipe"
+    text = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        section = where.split(".")[0]
+        known = [name.split(".")[-1] for name in FLAT_NAMES if name.startswith(section + ".")] or list(
+            Recipe.model_fields
+        )
+        return f"unknown recipe field {where!r}; {nearest(where.split('.')[-1], known)}"
+    shown = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
+    return f"recipe field {where!r}: {text}{shown}"

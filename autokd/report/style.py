@@ -1,0 +1,42 @@
+"""Colours and words that charts and images share.
+
+Families are coloured after Okabe and Ito (2008), told apart by colour-blind readers too; rungs from light to dark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from autokd.report.views import Point, families
+
+FAMILY_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D31", "#999999")
+RUNG_COLOURS = ("#A6CEE3", "#7FB5DC", "#5A9BD5", "#3F80CC", "#3A66C4", "#4350C8")
+TEACHER = "#C62828"
+ROLE_COLOURS = {"teacher": TEACHER, "winner": "#7B3FA0", "no_kd": "#808080", "default_kd": "#A0642D"}
+ROLE_WORDS = {"teacher": "teacher", "winner": "winner", "no_kd": "no distillation", "default_kd": "default KD"}
+TITLES = {
+    "pareto": "Quality against size",
+    "finals": "Final comparison",
+    "timeline": "Best student over time",
+    "curves": "Learning curves",
+    "strips": "Which recipe values go with good trials",
+    "costs": "Where the time went",
+}
+
+
+def colours_of(points: Sequence[Point]) -> dict[str, str]:
+    """A colour for each family, the most frequent first; beyond eight they repeat."""
+    return {name: FAMILY_COLOURS[i % len(FAMILY_COLOURS)] for i, name in enumerate(families(points))}
+
+
+def rung_colours(rungs: Collection[int]) -> dict[int, str]:
+    """A shade for each rung, darker with more epochs."""
+    last = len(RUNG_COLOURS) - 1
+    return {rung: RUNG_COLOURS[round(i * last / max(1, len(rungs) - 1))] for i, rung in enumerate(sorted(rungs))}
+
+
+def cost_colour(name: str, rungs: Sequence[int]) -> str:
+    """Rungs as in the timeline, finals as their roles, the rest grey."""
+    shades = {f"search, to epoch {rung}": colour for rung, colour in rung_colours(rungs).items()}
+    finals = {"finals: winner": ROLE_COLOURS["winner"], "finals: controls": ROLE_COLOURS["default_kd"]}
+    return (shades | finals).get(name, "#BDBDBD")

@@ -1,0 +1,384 @@
+"""What a search has found: everything a user reads off a run folder, from its ledger alone.
+
+`Result(run_dir)` writes nothing and can be made while the search still runs. Without finals, the best student is the
+best search trial; with them, it is the winner retrained with fresh seeds, beside two controls trained equally long.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING, Any, Literal
+
+from autokd import words
+from autokd.errors import InputError, RunFolderError, nearest
+from autokd.gain import CONTROLS, Gain, Split, paired_gain, sample_sd
+from autokd.history import History, Trial
+from autokd.ledger import read_events
+from autokd.recipe import Recipe
+
+if TYPE_CHECKING:
+    import pandas
+
+State = Literal["running", "interrupted", "finished"]
+LEDGER = "ledger.jsonl"
+LABELS = {
+    "teacher": "teacher",
+    "winner": "best student",
+    "no_kd": "same architecture, no distillation",
+    "default_kd": "same architecture, default KD",
+}
+
+
+@dataclass(frozen=True)
+class Best:
+    """The student to take away. Means and standard deviations are over `n` seeds, and so is the mean of `seconds`."""
+
+    recipe: Recipe
+    trial: str
+    metric: str
+    value_mean: float  # validation
+    value_sd: float | None
+    n: int
+    test_mean: float | None
+    test_sd: float | None
+    params: int
+    flops: int
+    seconds: float  # of training
+    size_ratio: float | None  # teacher's parameters / student's
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the final table. `values` and `tests` have one entry per seed; the teacher has one of each."""
+
+    role: str
+    label: str
+    params: int | None
+    flops: int | None
+    epochs: int | None
+    seeds: tuple[int, ...]
+    values: tuple[float, ...]
+    tests: tuple[float, ...]
+    size_ratio: float | None
+
+    @property
+    def n(self) -> int:
+        return len(self.values)
+
+    @property
+    def value_mean(self) -> float | None:
+        return mean(self.values) if self.values else None
+
+    @property
+    def value_sd(self) -> float | None:
+        return sample_sd(self.values)
+
+    @property
+    def test_mean(self) -> float | None:
+        return mean(self.tests) if self.tests else None
+
+    @property
+    def test_sd(self) -> float | None:
+        return sample_sd(self.tests)
+
+
+class Result:
+    """A run folder, read. Raises RunFolderError if it holds no search."""
+
+    def __init__(self, run_dir: str | Path) -> None:
+        self.run_dir = Path(run_dir)
+        path = self.run_dir / LEDGER
+        if not path.is_file():
+            raise RunFolderError(
+                f"a run folder must hold {LEDGER}, got {self.run_dir}; give the folder that autokd search printed"
+            )
+        self.events, self.problems, _ = read_events(path)
+        self.history = History.replay(self.events)
+        if not self.history.head:
+            raise RunFolderError(
+                f"{path} must begin with a search, got {len(self.events)} events without one; "
+                "start a search in a new folder"
+            )
+        self._rows = _final_rows(self.history)
+
+    def __repr__(self) -> str:
+        return f"Result({str(self.run_dir)!r}, {self.state}: {self.headline()})"
+
+    # ---- the search as a whole
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """The ledger's `search` event: seed, budget, constraints, rungs, data, plan, versions."""
+        return self.history.head
+
+    @property
+    def name(self) -> str:
+        return str(self.head.get("name") or self.run_dir.name)
+
+    @property
+    def metric(self) -> str:
+        return str(self.head.get("metric", "accuracy"))
+
+    @property
+    def state(self) -> State:
+        """ "running" means that the process of the last session lives on this machine."""
+        if self.history.finished is not None:
+            return "interrupted" if self.history.finished == "interrupted" else "finished"
+        sessions = [event for event in self.events if event["event"] == "session"]
+        return "running" if sessions and _alive(sessions[-1].get("pid")) else "interrupted"
+
+    @property
+    def teacher(self) -> dict[str, Any]:
+        """name, params, flops, value (validation) and, once it was read, test."""
+        tests = [event["value"] for event in self.history.tests if event["role"] == "teacher"]
+        return {**self.head.get("teacher", {}), "test": tests[-1] if tests else None}
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """How many trials failed, by reason."""
+        return dict(
+            Counter(trial.reason or "unknown" for trial in self.history.trials.values() if trial.state == "failed")
+        )
+
+    # ---- the students
+
+    @property
+    def best(self) -> Best | None:
+        """The winner of the finals, or of the search so far; None while no trial has a value."""
+        finals = _finalists(self.history, "winner")
+        trial = finals[0] if finals else chosen(self.history)
+        if trial is None:
+            return None
+        row = self._row("winner")
+        return Best(
+            recipe=trial.recipe,
+            trial=self.history.winner if finals and self.history.winner else trial.id,
+            metric=self.metric,
+            value_mean=mean(row.values),
+            value_sd=row.value_sd,
+            n=row.n,
+            test_mean=row.test_mean,
+            test_sd=row.test_sd,
+            params=trial.params,
+            flops=trial.flops,
+            seconds=mean(final.seconds for final in finals) if finals else trial.seconds,
+            size_ratio=row.size_ratio,
+        )
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """The recipe of `best`."""
+        return self.best.recipe if self.best else None
+
+    def rows(self) -> list[Row]:
+        """The final table: teacher, best student, and its two controls once they have run."""
+        return list(self._rows)
+
+    def _row(self, role: str) -> Row:
+        return next(row for row in self._rows if row.role == role)
+
+    def gain(self, control: str, split: Split = "test") -> Gain | None:
+        """What the search brought over a control ("no_kd" or "default_kd"); None before any pair is measured."""
+        if control not in CONTROLS:
+            raise InputError(f"unknown control '{control}'; {nearest(control, CONTROLS)}")
+        ours, theirs = _scores(self.history, "winner", split), _scores(self.history, control, split)
+        return paired_gain(control, split, [ours[key] - theirs[key] for key in sorted(ours.keys() & theirs.keys())])
+
+    def gains(self) -> list[Gain]:
+        """Every gain that was measured, test before validation."""
+        splits: tuple[Split, ...] = ("test", "validation")
+        found = [self.gain(control, split) for split in splits for control in CONTROLS]
+        return [gain for gain in found if gain is not None]
+
+    def headline(self) -> str:
+        """The result in one sentence."""
+        best, teacher = self.best, self.teacher
+        if best is None:
+            failed = sum(self.failures.values())
+            return f"no student yet: {len(self.history.trials)} trials started, {failed} failed"
+        smaller = f", {words.times(best.size_ratio)} smaller than the teacher" if best.size_ratio else ""
+        on_test = best.test_mean is not None and teacher["test"] is not None
+        split = "test" if on_test else "validation"
+        ours = words.score(best.test_mean if on_test else best.value_mean, metric=self.metric)
+        theirs = words.score(teacher["test"] if on_test else teacher.get("value"), metric=self.metric)
+        versus = "" if theirs == words.MISSING else f" against the teacher's {theirs}"
+        return f"a student of {words.count(best.params)} parameters{smaller}: {ours} {split} {self.metric}{versus}"
+
+    # ---- all trials
+
+    def leaderboard(self) -> pandas.DataFrame:
+        """All trials, highest epoch first, then by value; one column per recipe value."""
+        import pandas
+
+        trials = sorted(self.history.trials.values(), key=standing, reverse=True)
+        frame = pandas.DataFrame([_record(trial) | dict(trial.recipe.flat()) for trial in trials])
+        return frame if len(frame) else pandas.DataFrame(columns=list(RECORD))
+
+    def to_dict(self) -> dict[str, Any]:
+        """A summary that json.dumps takes."""
+        best = self.best
+        return {
+            "run_dir": str(self.run_dir),
+            "name": self.name,
+            "state": self.state,
+            "reason": self.history.finished,
+            "metric": self.metric,
+            "teacher": self.teacher,
+            "best": None if best is None else {**_plain(best), "recipe": best.recipe.to_dict()},
+            "rows": [_plain(row) | _statistics(row) for row in self._rows],
+            "gains": [_plain(gain) for gain in self.gains()],
+            "trials": dict(Counter(trial.state for trial in self.history.trials.values())),
+            "failures": self.failures,
+            "epochs": self.history.epochs,
+            "elapsed": self.history.elapsed,
+            "budget": self.history.budget or self.head.get("budget", {}),
+            "seed": self.head.get("seed"),
+            "problems": self.problems,
+        }
+
+
+def standing(trial: Trial) -> tuple[int, float, float, int]:
+    """What ranks trials: more epochs first, then value, tiebreak, fewer parameters. Larger is better."""
+    value, tiebreak = trial.values.get(trial.epoch, (-math.inf, -math.inf))
+    return trial.epoch, value, tiebreak, -trial.params
+
+
+def leader(trials: Iterable[Trial]) -> Trial | None:
+    """The best of those trials that have a value and did not fail."""
+    return max((trial for trial in trials if trial.values and trial.state != "failed"), key=standing, default=None)
+
+
+def chosen(history: History) -> Trial | None:
+    """The search trial that won, or leads so far."""
+    winner = history.trials.get(history.winner or "")
+    return winner if winner is not None and winner.values else leader(history.in_role("search"))
+
+
+# ---- the finals
+
+
+def _finalists(history: History, role: str) -> list[Trial]:
+    """Final trials of the present winner that reached the role's highest epoch, by seed.
+
+    A search that was resumed with more budget may have chosen another winner: finals of the old one are left out.
+    """
+    winner = chosen(history)
+    if winner is None or history.winner is None:
+        return []
+    ours = [
+        trial
+        for trial in history.in_role(role)
+        if trial.values
+        and trial.state != "failed"
+        and (trial.recipe == winner.recipe if role == "winner" else trial.recipe.student == winner.recipe.student)
+    ]
+    reached = max((trial.epoch for trial in ours), default=0)
+    latest = {trial.seed: trial for trial in ours if trial.epoch == reached}
+    return [latest[seed] for seed in sorted(latest)]
+
+
+def _tests(history: History) -> dict[str, float]:
+    """Test value by trial."""
+    return {event["trial"]: event["value"] for event in history.tests if event.get("trial")}
+
+
+def _scores(history: History, role: str, split: Split) -> dict[tuple[int, int], float]:
+    """Value by (seed, epochs): only equal ones are compared."""
+    tests, trials = _tests(history), _finalists(history, role)
+    if split == "test":
+        return {(trial.seed, trial.epoch): tests[trial.id] for trial in trials if trial.id in tests}
+    return {(trial.seed, trial.epoch): trial.values[trial.epoch][0] for trial in trials}
+
+
+def _final_rows(history: History) -> list[Row]:
+    rows = [_teacher_row(history)]
+    for role in ("winner", *CONTROLS):
+        trials = _finalists(history, role)
+        if trials:
+            rows.append(_student_row(history, role, LABELS[role], trials))
+        elif role == "winner" and (trial := chosen(history)) is not None:
+            rows.append(_student_row(history, role, "best student of the search", [trial]))
+    return rows
+
+
+def _teacher_row(history: History) -> Row:
+    teacher = history.head.get("teacher", {})
+    values = () if teacher.get("value") is None else (teacher["value"],)
+    tests = [event["value"] for event in history.tests if event["role"] == "teacher"]
+    return Row(
+        "teacher",
+        LABELS["teacher"],
+        teacher.get("params"),
+        teacher.get("flops"),
+        None,
+        (),
+        values,
+        tuple(tests[-1:]),
+        1.0,
+    )
+
+
+def _student_row(history: History, role: str, label: str, trials: list[Trial]) -> Row:
+    tests, first = _tests(history), trials[0]
+    teacher_params = history.head.get("teacher", {}).get("params")
+    return Row(
+        role=role,
+        label=label,
+        params=first.params,
+        flops=first.flops,
+        epochs=first.epoch,
+        seeds=tuple(trial.seed for trial in trials),
+        values=tuple(trial.values[trial.epoch][0] for trial in trials),
+        tests=tuple(tests[trial.id] for trial in trials if trial.id in tests),
+        size_ratio=teacher_params / first.params if teacher_params and first.params else None,
+    )
+
+
+# ---- small things
+
+RECORD = (
+    "trial",
+    "role",
+    "state",
+    "source",
+    "seed",
+    "epoch",
+    "value",
+    "params",
+    "flops",
+    "seconds",
+    "reason",
+    "recipe",
+)
+
+
+def _record(trial: Trial) -> dict[str, Any]:
+    fixed = {"trial": trial.id, "value": math.nan if trial.value is None else trial.value, "recipe": trial.recipe.id}
+    return {name: fixed[name] if name in fixed else getattr(trial, name) for name in RECORD}
+
+
+def _plain(item: Best | Row | Gain) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(item).items()}
+
+
+def _statistics(row: Row) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in ("n", "value_mean", "value_sd", "test_mean", "test_sd")}
+
+
+def _alive(pid: Any) -> bool:
+    """Whether such a process lives on this machine."""
+    if not isinstance(pid, int) or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,37 @@
+"""Student families: a spec of names and numbers becomes a module. The table of them, and the way to a user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from autokd.errors import InputError, nearest
+from autokd.protocols import StudentFamily
+from autokd.recipe import Rule
+from autokd.students import own
+from autokd.students.mlp import MLPFamily
+from autokd.students.mobilenet import MobileNetFamily
+from autokd.students.plain import PlainFamily
+from autokd.students.resnet import ResNetFamily
+
+FAMILIES: dict[str, StudentFamily] = {
+    "resnet": ResNetFamily(),  # He et al., 2016
+    "plain": PlainFamily(),  # Simonyan and Zisserman, 2015
+    "mobilenet": MobileNetFamily(),  # Sandler et al., 2018
+    "mlp": MLPFamily(),
+}
+
+
+def families_rules() -> dict[str, Mapping[str, Rule]]:
+    """The fields of every registered family, for `Vocabulary.families`."""
+    return {name: family.fields for name, family in FAMILIES.items()}
+
+
+def resolve(source: object) -> StudentFamily:
+    """A family from a registered name, "module:attribute", a family, or whatever makes modules. Raises InputError."""
+    if not isinstance(source, str):
+        return own.as_family(source, getattr(source, "__name__", type(source).__name__))
+    if source in FAMILIES:
+        return FAMILIES[source]
+    if ":" in source:
+        return own.load(source)
+    raise InputError(f"unknown student family '{source}'; {nearest(source, FAMILIES)}; or your own as module:attribute")

@@ -1,0 +1,83 @@
+"""What the convolutional families share: field rules, the stem, convolution with batch norm, pooling, initial weights.
+
+A family has up to three stages of 1x, 2x and 4x `width` channels; the second and third halve the side. A stage of depth
+0 is left out together with its halving. Inputs with a side of 64 or more are first made smaller by the stem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import log2
+
+from torch import Tensor, nn
+
+from autokd.errors import RecipeError, nearest
+from autokd.recipe import Rule, Value
+
+SMALLEST_SIDE = 8  # two halvings leave 2 x 2
+
+
+def width_and_depths(deepest: int, about: str, width: int = 16, depth: int = 1) -> dict[str, Rule]:
+    """The fields width, depth1, depth2, depth3; `about` says what depth counts."""
+    rules = {"width": Rule("int", width, 4, 256, about="channels of stage 1; doubled in stage 2 and again in stage 3")}
+    for stage in (1, 2, 3):
+        low, left_out = (1, "") if stage == 1 else (0, "; 0 leaves the stage out")
+        rules[f"depth{stage}"] = Rule("int", depth, low, deepest, about=f"{about} in stage {stage}{left_out}")
+    return rules
+
+
+def settings(family: str, spec: Mapping[str, Value], rules: Mapping[str, Rule]) -> dict[str, int]:
+    """The spec with its defaults filled in. Raises RecipeError for an unknown field or a value outside its range."""
+    for name, value in spec.items():
+        if name not in rules:
+            raise RecipeError(f"family '{family}' has no field '{name}'; {nearest(name, rules)}")
+        broken = rules[name].broken_by(value)
+        if broken is not None:
+            raise RecipeError(f"family '{family}': '{name}' must be {broken}, got {value!r}")
+    return {name: int(spec.get(name, rule.default)) for name, rule in rules.items()}
+
+
+def image_misfit(family: str, input_shape: tuple[int, ...]) -> str | None:
+    """Why a convolutional family cannot take such inputs, or None."""
+    if len(input_shape) == 3 and min(input_shape[1:]) >= SMALLEST_SIDE:
+        return None
+    wanted = f"images (channels, height, width) of at least {SMALLEST_SIDE}x{SMALLEST_SIDE}"
+    return f"family '{family}' needs {wanted}, got {tuple(input_shape)}; use family 'mlp'"
+
+
+def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    """Convolution that keeps the side (divided by stride), then batch norm."""
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return [conv, nn.BatchNorm2d(outputs)]
+
+
+def conv_bn_relu(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    return [*conv_bn(inputs, outputs, kernel, stride, groups), nn.ReLU(inplace=True)]
+
+
+def stem(input_shape: tuple[int, ...], width: int) -> list[nn.Module]:
+    """The first 3x3 convolution. Side 64 and up: stride 2; 128 and up: a max-pool of 2, 4, … after it as well."""
+    channels, height, rest = input_shape
+    halvings = max(0, int(log2(min(height, rest))) - 5)
+    layers = conv_bn_relu(channels, width, stride=2 if halvings else 1)
+    return [*layers, nn.MaxPool2d(2 ** (halvings - 1))] if halvings > 1 else layers
+
+
+def pooled(x: Tensor) -> Tensor:
+    """(N, channels, height, width) -> (N, channels): the mean over places."""
+    return x.mean((2, 3))
+
+
+def stages(width: int, depths: tuple[int, int, int]) -> list[tuple[str, int, int]]:
+    """(name, channels, depth) of the stages that are not left out."""
+    return [(f"stage{i + 1}", width * 2**i, depth) for i, depth in enumerate(depths) if depth]
+
+
+def initialise(module: nn.Module) -> nn.Module:
+    """Kaiming normal weights (He et al., ICCV 2015, fan in) before every ReLU; `head` keeps torch's Kaiming uniform."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear) and name != "head" and not layer.weight.is_meta:
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return module

@@ -1,0 +1,466 @@
+"""Every registered objective passes the same battery; then the numbers and identities that belong to one of them.
+
+Reference numbers come from an independent NumPy program; the names after them are its names. Closed inputs, row i,
+column j from 0: student logits 2 sin(1.3i + .7j), teacher logits 3 cos(.9i − .4j + .2).
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from autokd.errors import RecipeError
+from autokd.objectives import OBJECTIVES
+from autokd.objectives.features import stage_pairs
+from autokd.objectives.logits import decoupled_rows, kl_rows
+from autokd.objectives.relations import relations
+from autokd.protocols import Batch, Objective, Outputs, Shapes
+
+torch.set_num_threads(1)
+METHODS = Path(__file__).parents[2] / "docs" / "methods.md"
+EVERY = pytest.mark.parametrize("name", OBJECTIVES)
+
+
+# ---- inputs
+
+
+def reference() -> tuple[Outputs, Outputs, Batch]:
+    """The closed inputs, float64: logits (4, 5), embeddings (4, 6) and (4, 8), maps of 3 and 5 channels, 2×2."""
+    i, j = torch.arange(4.0, dtype=torch.float64)[:, None], torch.arange(8.0, dtype=torch.float64)
+    b, c = i[:, :, None, None], j[None, :, None, None]
+    h, w = i[None, None, :2], j[:2]
+    student = Outputs(
+        2 * torch.sin(1.3 * i + 0.7 * j[:5]),
+        torch.sin(0.5 * i + 0.3 * j[:6]),
+        (torch.sin(b + 0.5 * c[:, :3] + 0.3 * h - 0.2 * w),),
+    )
+    teacher = Outputs(
+        3 * torch.cos(0.9 * i - 0.4 * j[:5] + 0.2),
+        torch.cos(0.8 * i - 0.6 * j),
+        (torch.cos(0.7 * b - 0.4 * c[:, :5] + 0.6 * h + 0.1 * w),),
+    )
+    return student, teacher, batch_of([1, 0, 4, 2])
+
+
+def batch_of(labels: list[int]) -> Batch:
+    rows = torch.arange(len(labels))
+    return Batch(torch.zeros(len(labels), 1), torch.tensor(labels), rows, torch.zeros_like(rows), rows)
+
+
+def random_outputs(seed: int, n: int = 6, classes: int = 5, width: int = 7, scale: float = 1.0) -> Outputs:
+    """Float32 outputs with three stages, the last of one position."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return scale * torch.randn(shape, generator=generator)
+
+    return Outputs(draw(n, classes), draw(n, width), (draw(n, 4, 6, 6), draw(n, width, 3, 3), draw(n, width, 1, 1)))
+
+
+def shapes(outputs: Outputs) -> Shapes:
+    assert outputs.embedding is not None
+    return Shapes(
+        outputs.logits.shape[1], outputs.embedding.shape[1], tuple(tuple(stage.shape[1:]) for stage in outputs.stages)
+    )
+
+
+def built(name: str, student: Outputs, teacher: Outputs, **fields: float | str) -> Objective:
+    torch.manual_seed(0)
+    objective = OBJECTIVES[name](**fields)
+    objective.build(shapes(student), shapes(teacher))
+    return objective.to(student.logits.dtype)
+
+
+def with_gradient(outputs: Outputs) -> tuple[Outputs, list[Tensor]]:
+    """The outputs as leaves that require gradients, and those leaves."""
+    assert outputs.embedding is not None
+    leaves = [
+        tensor.detach().clone().requires_grad_() for tensor in (outputs.logits, outputs.embedding, *outputs.stages)
+    ]
+    return Outputs(leaves[0], leaves[1], tuple(leaves[2:])), leaves
+
+
+def rows(outputs: Outputs, order: Tensor) -> Outputs:
+    assert outputs.embedding is not None
+    return Outputs(outputs.logits[order], outputs.embedding[order], tuple(stage[order] for stage in outputs.stages))
+
+
+def total(terms: dict[str, Tensor]) -> Tensor:
+    return torch.stack(list(terms.values())).sum()
+
+
+def number(term: Tensor) -> float:
+    return float(term.detach())
+
+
+def everything_finite(terms: dict[str, Tensor], leaves: list[Tensor]) -> bool:
+    gradients = torch.autograd.grad(total(terms), leaves, allow_unused=True, materialize_grads=True)
+    return all(bool(tensor.isfinite().all()) for tensor in (*terms.values(), *gradients))
+
+
+# ---- the battery
+
+
+@EVERY
+class TestEveryObjective:
+    def test_constructor_takes_its_fields_with_their_defaults_by_keyword(self, name: str) -> None:
+        objective = OBJECTIVES[name]
+        taken = inspect.signature(objective).parameters
+        if objective.__init__ is Objective.__init__:
+            assert not objective.fields
+            return
+        assert {field: rule.default for field, rule in objective.fields.items()} == {
+            field: parameter.default for field, parameter in taken.items()
+        }
+        assert all(parameter.kind is inspect.Parameter.KEYWORD_ONLY for parameter in taken.values())
+        assert all(rule.broken_by(rule.default) is None and rule.about for rule in objective.fields.values())
+
+    def test_declarations_are_sane(self, name: str) -> None:
+        objective = OBJECTIVES[name]
+        low, high = objective.weight_range
+        assert objective.needs <= {"logits", "embedding", "stages"} and objective.needs
+        assert 0 < low <= objective.default_weight <= high
+
+    def test_is_documented(self, name: str) -> None:
+        assert re.search(rf"^##+ `{name}`", METHODS.read_text(encoding="utf-8"), re.MULTILINE)
+
+    def test_needs_say_what_is_read(self, name: str) -> None:
+        student, teacher = random_outputs(0), random_outputs(1, width=9)
+        objective = built(name, student, teacher)
+        student, leaves = with_gradient(student)
+        terms = objective(student, teacher, batch_of([0, 1, 2, 3, 4, 0]))
+        gradients = torch.autograd.grad(total(terms), leaves, allow_unused=True)
+        read = {
+            kind
+            for kind, gradient in zip(["logits", "embedding", *["stages"] * 3], gradients, strict=True)
+            if gradient is not None
+        }
+        assert read == objective.needs
+
+    def test_terms_are_named_finite_non_negative_scalars(self, name: str) -> None:
+        student, teacher = random_outputs(0), random_outputs(1, width=9)
+        terms = built(name, student, teacher)(student, teacher, batch_of([0, 1, 2, 3, 4, 0]))
+        assert terms
+        assert all(term.shape == () and term.dtype == torch.float32 and number(term) > 0 for term in terms.values())
+
+    def test_zero_and_finite_gradient_at_equality(self, name: str) -> None:
+        teacher = random_outputs(3)
+        student, leaves = with_gradient(teacher)
+        objective = built(name, student, teacher)
+        terms = objective(student, teacher, batch_of([0, 1, 2, 3, 4, 0]))
+        assert everything_finite(terms, leaves)
+        if objective.divergence:
+            assert number(total(terms)) == pytest.approx(0, abs=2e-6)
+        else:
+            assert number(total(terms)) > 1e-3
+
+    def test_gradient_reaches_the_student_and_never_the_teacher(self, name: str) -> None:
+        student, student_leaves = with_gradient(random_outputs(0))
+        teacher, teacher_leaves = with_gradient(random_outputs(1))
+        objective = built(name, student, teacher)
+        total(objective(student, teacher.detach(), batch_of([0, 1, 2, 3, 4, 0]))).backward()
+        assert all(leaf.grad is None for leaf in teacher_leaves)
+        assert sum(float(leaf.grad.abs().sum()) for leaf in student_leaves if leaf.grad is not None) > 0
+        assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in objective.parameters())
+
+    def test_order_of_rows_does_not_matter(self, name: str) -> None:
+        student, teacher, batch = reference()
+        objective, order = built(name, student, teacher), torch.tensor([2, 0, 3, 1])
+        straight = objective(student, teacher, batch)
+        permuted = objective(rows(student, order), rows(teacher, order), batch_of([4, 1, 2, 0]))
+        assert {key: number(term) for key, term in permuted.items()} == pytest.approx(
+            {key: number(term) for key, term in straight.items()}, rel=1e-12
+        )
+
+    def test_pairing_of_rows_does_matter(self, name: str) -> None:
+        student, teacher, batch = reference()
+        objective = built(name, student, teacher)
+        shuffled = objective(student, rows(teacher, torch.tensor([1, 2, 3, 0])), batch)
+        assert number(total(shuffled)) != pytest.approx(number(total(objective(student, teacher, batch))), rel=1e-3)
+
+    def test_row_weights(self, name: str) -> None:
+        student, teacher, batch = reference()
+        objective = built(name, student, teacher)
+        plain = number(total(objective(student, teacher, batch)))
+        ones, half = torch.ones(4, dtype=torch.float64), torch.tensor([2.0, 0, 0, 2], dtype=torch.float64)
+        assert number(total(objective(student, teacher, batch, ones))) == pytest.approx(plain, rel=1e-12)
+        factor = 2 if objective.row_weighted else 1
+        assert number(total(objective(student, teacher, batch, 2 * ones))) == pytest.approx(factor * plain, rel=1e-12)
+        if objective.row_weighted:
+            kept = torch.tensor([0, 3])
+            alone = objective(rows(student, kept), rows(teacher, kept), batch_of([1, 2]))
+            assert number(total(objective(student, teacher, batch, half))) == pytest.approx(
+                number(total(alone)), rel=1e-12
+            )
+
+    @pytest.mark.parametrize("scale", [0.0, 1e-4, 50.0])
+    def test_extreme_values_stay_finite(self, name: str, scale: float) -> None:
+        student, leaves = with_gradient(random_outputs(0))
+        student = Outputs(50 * leaves[0].sign(), scale * leaves[1], tuple(scale * leaf for leaf in leaves[2:]))
+        student.logits.retain_grad()
+        teacher = random_outputs(1, scale=scale)
+        teacher = Outputs(50 * teacher.logits.sign(), teacher.embedding, teacher.stages)
+        fields = {"temperature": 0.5} if "temperature" in OBJECTIVES[name].fields else {}
+        objective = built(name, student, teacher, **fields)
+        wanted = [student.logits, *leaves[1:]]
+        assert everything_finite(objective(student, teacher, batch_of([0, 1, 2, 3, 4, 0])), wanted)
+
+    @pytest.mark.parametrize(("n", "classes"), [(1, 5), (1, 2), (4, 2), (2, 3)])
+    def test_small_batches_and_few_classes(self, name: str, n: int, classes: int) -> None:
+        teacher = random_outputs(1, n=n, classes=classes)
+        student, leaves = with_gradient(random_outputs(0, n=n, classes=classes))
+        terms = built(name, student, teacher)(student, teacher, batch_of([k % classes for k in range(n)]))
+        assert everything_finite(terms, leaves)
+
+    def test_state_survives_a_round_trip(self, name: str) -> None:
+        student, teacher = random_outputs(0), random_outputs(1, width=9)
+        first = built(name, student, teacher)
+        for parameter in first.parameters():
+            torch.nn.init.normal_(parameter)
+        second = built(name, student, teacher)
+        second.load_state_dict(first.state_dict())
+        batch = batch_of([0, 1, 2, 3, 4, 0])
+        assert first(student, teacher, batch) == second(student, teacher, batch)
+
+    def test_stacked_students_equal_separate_ones(self, name: str) -> None:
+        students, teacher, batch = (
+            [random_outputs(0), random_outputs(2)],
+            random_outputs(1),
+            batch_of([0, 1, 2, 3, 4, 0]),
+        )
+        objective = built(name, students[0], teacher)
+
+        def one(logits: Tensor, embedding: Tensor, *stages: Tensor) -> dict[str, Tensor]:
+            return objective(Outputs(logits, embedding, stages), teacher, batch)
+
+        parts = [(s.logits, s.embedding, *s.stages) for s in students]
+        stacked = torch.func.vmap(one)(*(torch.stack(part) for part in zip(*parts, strict=True)))
+        for position, student in enumerate(students):
+            for key, term in objective(student, teacher, batch).items():
+                torch.testing.assert_close(stacked[key][position], term, rtol=1e-5, atol=1e-7)
+
+
+# ---- reference numbers
+
+REFERENCE = [
+    ("kd", {"temperature": 1.0}, {"kd": 0.9270757013067956}),  # cls.kd.T1
+    ("kd", {"temperature": 4.0}, {"kd": 1.3139174630566062}),  # cls.kd.T4
+    ("kd", {"temperature": 1000.0}, {"kd": 1.4151264397366876}),  # cls.kd.T1000
+    ("dist", {}, {"inter": 1.1480400532748134, "intra": 0.9989922207300559}),  # the parts of dist.b1.g1.T1
+    ("at", {}, {"at": 0.010437171674937221}),  # at
+    (
+        "rkd",
+        {},
+        {"distance": 25 * 0.004598506353938929, "angle": 50 * 0.0014105072539018324},
+    ),  # rkd.distance, rkd.angle
+]
+
+
+@pytest.mark.parametrize(("name", "fields", "expected"), REFERENCE)
+def test_reference_numbers(name: str, fields: dict[str, float], expected: dict[str, float]) -> None:
+    student, teacher, batch = reference()
+    objective = built(name, student, teacher, **fields)
+    terms = objective(student, teacher, batch)
+    assert {key: number(term) for key, term in terms.items()} == pytest.approx(expected, rel=1e-9)
+    if fields.get("temperature", 1) < 100:  # T² magnifies the rounding of float32
+        terms = objective.float()(student.float(), teacher.float(), batch)
+        assert {key: number(term) for key, term in terms.items()} == pytest.approx(expected, rel=1e-5)
+
+
+def test_dkd_reference_numbers() -> None:
+    student, teacher, batch = reference()
+    objective = built("dkd", student, teacher, alpha=1.0, beta=8.0, temperature=4.0)
+    expected = 10.103232637563345  # cls.dkd.a1.b8.T4
+    assert number(total(objective(student, teacher, batch))) == pytest.approx(expected, rel=1e-9)
+    assert number(total(objective(student.float(), teacher.float(), batch))) == pytest.approx(expected, rel=1e-5)
+    assert set(objective(student, teacher, batch)) == {"tckd", "nckd"}
+
+
+@pytest.mark.parametrize(
+    ("temperature", "tckd", "nckd"),
+    [
+        (
+            1.0,
+            [1.6129388828134528, 0.055082785752327],
+            [0.4621171572600098, 0.2582660974228071],
+        ),  # task.tckd.T1, task.nckd.T1
+        (4.0, [0.11852478086464766, 0.005248665728985011], [0.031088250442899062, 0.01747608357989483]),  # …T4
+    ],
+)
+def test_dkd_parts_by_row(temperature: float, tckd: list[float], nckd: list[float]) -> None:
+    student = torch.tensor([[1, 2, 3], [0.5, -1, 2]], dtype=torch.float64)
+    teacher = torch.tensor([[3, 1, 0], [1, 1, 4]], dtype=torch.float64)
+    target, rest = decoupled_rows(student, teacher, torch.tensor([0, 2]), temperature)
+    assert target.tolist() == pytest.approx(tckd, rel=1e-9) and rest.tolist() == pytest.approx(nckd, rel=1e-9)
+
+
+def test_dist_reference_total() -> None:
+    student, teacher, batch = reference()
+    assert number(total(built("dist", student, teacher)(student, teacher, batch))) == pytest.approx(
+        2.1470322740048693, rel=1e-9
+    )
+
+
+# ---- identities
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_kl_is_tckd_plus_the_rest_of_the_teacher_times_nckd(temperature: float) -> None:
+    student, teacher, batch = reference()
+    tckd, nckd = decoupled_rows(student.logits, teacher.logits, batch.y, temperature)
+    rest = 1 - (teacher.logits / temperature).softmax(1).gather(1, batch.y[:, None])[:, 0]
+    torch.testing.assert_close(
+        tckd + rest * nckd, kl_rows(student.logits, teacher.logits, temperature), rtol=0, atol=1e-14
+    )
+
+
+def test_nckd_is_exactly_zero_for_two_classes() -> None:
+    student, teacher = random_outputs(0, classes=2), random_outputs(1, classes=2)
+    terms = built("dkd", student, teacher)(student, teacher, batch_of([0, 1, 0, 1, 0, 1]))
+    assert number(terms["nckd"]) == 0
+    assert number(terms["tckd"]) == pytest.approx(
+        number(built("kd", student, teacher)(student, teacher, batch_of([0] * 6))["kd"]), rel=1e-4
+    )
+
+
+def test_kd_at_high_temperature_is_the_squared_distance_of_centred_logits() -> None:
+    student, teacher, batch = reference()
+    difference = teacher.logits - student.logits
+    limit = (difference - difference.mean(1, keepdim=True)).square().sum(1).mean() / 10
+    assert number(limit) == pytest.approx(1.415427131186128, rel=1e-12)  # cls.kd.limit
+    at = {t: number(built("kd", student, teacher, temperature=t)(student, teacher, batch)["kd"]) for t in (1e3, 1e5)}
+    assert abs(at[1e5] - number(limit)) < abs(at[1e3] - number(limit)) / 50
+
+
+def test_dist_does_not_see_a_common_gain_and_offset_and_one_row_has_no_intra_part() -> None:
+    student, teacher, batch = reference()
+    one = torch.tensor([0])
+    terms = built("dist", student, teacher)(rows(student, one), rows(teacher, one), batch_of([1]))
+    assert number(terms["intra"]) == 0 and number(terms["inter"]) > 0
+    hot = built("dist", student, teacher, temperature=2.0)(student, teacher, batch)
+    halved = Outputs(student.logits / 2), Outputs(teacher.logits / 2)
+    plain = built("dist", student, teacher)(*halved, batch)
+    assert number(total(hot)) == pytest.approx(4 * number(total(plain)), rel=1e-12)  # T² is inside
+
+
+def test_at_ignores_the_scale_of_maps_and_sums_over_stages() -> None:
+    student, teacher = random_outputs(0), random_outputs(1)
+    batch = batch_of([0] * 6)
+    objective = built("at", student, teacher)
+    louder = Outputs(student.logits, student.embedding, tuple(30 * stage for stage in student.stages))
+    torch.testing.assert_close(objective(louder, teacher, batch), objective(student, teacher, batch))
+    singles = 0.0
+    for own, other in zip(student.stages[:2], teacher.stages[:2], strict=True):
+        one = Outputs(student.logits, student.embedding, (own,)), Outputs(teacher.logits, teacher.embedding, (other,))
+        singles += number(built("at", *one)(*one, batch)["at"])
+    assert number(objective(student, teacher, batch)["at"]) == pytest.approx(singles, rel=1e-5)
+
+
+def test_rkd_ignores_scale_shift_and_rotation_and_rows_beyond_its_limit() -> None:
+    student, teacher, batch = reference()
+    assert student.embedding is not None
+    turn, _ = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    moved = Outputs(student.logits, 2.5 * student.embedding @ turn + 3.0)
+    same = Outputs(student.logits, student.embedding)
+    assert number(total(built("rkd", student, student)(moved, same, batch))) < 1e-12
+    many, more = random_outputs(0, n=140), random_outputs(1, n=140)
+    first = torch.arange(128)
+    objective = built("rkd", many, more)
+    torch.testing.assert_close(
+        objective(many, more, batch_of([0] * 140)), objective(rows(many, first), rows(more, first), batch_of([0] * 128))
+    )
+
+
+def test_rkd_takes_identical_rows_as_one_point() -> None:
+    teacher = random_outputs(1)
+    doubled = rows(random_outputs(0), torch.tensor([0, 0, 1, 2, 3, 3]))
+    student, leaves = with_gradient(doubled)
+    terms = built("rkd", student, teacher)(student, teacher, batch_of([0] * 6))
+    assert everything_finite(terms, leaves)
+    assert number(total(built("rkd", doubled, doubled)(student, doubled, batch_of([0] * 6)))) < 1e-6
+
+
+def test_rounding_does_not_part_identical_rows() -> None:
+    order = torch.tensor([0, 0, 1, 2, 3, 3])
+    embedding = 30 * random_outputs(0, width=64).logits.repeat(1, 13)[order] + 5.0
+    distances, angles = relations(embedding)
+    assert float(distances[0, 1]) == 0 and float(distances[4, 5]) == 0 and float(distances[0, 2]) > 0.1
+    assert not bool(angles[0, 1].any()) and not bool(angles[5, :, 4].any())
+
+
+@pytest.mark.parametrize(("name", "term"), [("at", "at"), ("fitnet", "fitnet")])
+@pytest.mark.parametrize("larger", ["student", "teacher", "each on one side"])
+def test_of_two_maps_the_larger_is_pooled_to_the_smaller(name: str, term: str, larger: str) -> None:
+    sizes = {"student": ((6, 4), (3, 2)), "teacher": ((3, 2), (6, 4)), "each on one side": ((6, 2), (3, 4))}[larger]
+    maps = [torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(k)) for k, size in enumerate(sizes)]
+    logits, batch = random_outputs(0, n=2), batch_of([0, 1])
+    full = [Outputs(logits.logits, logits.embedding, (stage,)) for stage in maps]
+    pooled = [stage.unflatten(2, (3, -1)).unflatten(4, (2, -1)).mean((3, 5)) for stage in maps]
+    small = [Outputs(logits.logits, logits.embedding, (stage,)) for stage in pooled]
+    expected = built(name, *small)(*small, batch)[term]
+    torch.testing.assert_close(built(name, *full)(*full, batch)[term], expected)
+
+
+def test_fitnet_is_the_mean_squared_difference_after_its_regressor() -> None:
+    student, teacher, batch = reference()
+    teacher = Outputs(teacher.logits, teacher.embedding, (teacher.stages[0][:, :3],))
+    objective = built("fitnet", student, teacher)
+    with torch.no_grad():
+        objective.regressor.weight.copy_(torch.eye(3)[:, :, None, None])
+        objective.regressor.bias.zero_()
+    assert number(objective(student, teacher, batch)["fitnet"]) == pytest.approx(0.3482886100946576, rel=1e-9)  # NumPy
+
+
+@pytest.mark.parametrize(("stage", "pair"), [("first", (0, 1)), ("middle", (1, 3)), ("last", (2, 5))])
+def test_fitnet_guides_the_stage_it_was_told_to(stage: str, pair: tuple[int, int]) -> None:
+    student, teacher = random_outputs(0), random_outputs(1)
+    deeper = Outputs(teacher.logits, teacher.embedding, tuple(s for s in teacher.stages for _ in range(2)))
+    objective = built("fitnet", student, deeper, stage=stage)
+    student, leaves = with_gradient(student)
+    terms = objective(student, deeper, batch_of([0] * 6))
+    gradients = torch.autograd.grad(total(terms), leaves[2:], allow_unused=True)
+    assert [gradient is not None for gradient in gradients] == [k == pair[0] for k in range(3)]
+    assert objective.pair == pair
+
+
+@pytest.mark.parametrize(
+    ("students", "teachers", "pairs"),
+    [
+        (3, 3, ((0, 0), (1, 1), (2, 2))),
+        (3, 4, ((0, 0), (1, 2), (2, 3))),
+        (4, 1, ((0, 0), (1, 0), (2, 0), (3, 0))),
+        (1, 5, ((0, 4),)),
+    ],
+)
+def test_stages_meet_at_equal_relative_depth(students: int, teachers: int, pairs: tuple[tuple[int, int], ...]) -> None:
+    assert stage_pairs(students, teachers) == pairs
+
+
+# ---- networks that cannot be compared
+
+
+@pytest.mark.parametrize("name", ["fitnet", "at"])
+def test_networks_without_stage_maps_are_refused(name: str) -> None:
+    maps, none = Shapes(5, 7, ((4, 6, 6),)), Shapes(5, 7)
+    with pytest.raises(RecipeError, match=rf"'{name}'.*student has 0 stages"):
+        OBJECTIVES[name]().build(none, maps)
+    with pytest.raises(RecipeError, match=rf"'{name}'.*teacher has 0 stages"):
+        OBJECTIVES[name]().build(maps, none)
+
+
+def test_at_refuses_maps_of_one_position() -> None:
+    with pytest.raises(RecipeError, match="more than one position"):
+        OBJECTIVES["at"]().build(Shapes(5, 7, ((4, 1, 1),)), Shapes(5, 7, ((4, 6, 6),)))
+
+
+def test_rkd_refuses_networks_without_an_embedding() -> None:
+    with pytest.raises(RecipeError, match="width 0"):
+        OBJECTIVES["rkd"]().build(Shapes(5, 0), Shapes(5, 7))
+    objective = OBJECTIVES["rkd"]()
+    with pytest.raises(RecipeError, match="needs embeddings"):
+        objective(Outputs(torch.zeros(2, 5)), Outputs(torch.zeros(2, 5)), batch_of([0, 1]))
