@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autokd import __version__
-from autokd.errors import AutokdError, InputError, TeacherError
+from autokd.errors import AutokdError, InputError, TeacherError, nearest
 
 if TYPE_CHECKING:
-    from autokd.api import SearchResult
     from autokd.data import Data
+    from autokd.outcome import SearchResult
     from autokd.teacher import Teacher
 
 NO_STUDENT, INTERRUPTED = 3, 130
@@ -30,6 +30,7 @@ TEACHER_HELP = (
     "digits (built in), fit or fit:FAMILY with --data, a folder written by Teacher.save, models:/NAME/VERSION in MLflow, "
     "or module:attribute of your own with --data."
 )
+TEACHERS = ("digits", "fit", "fit:mlp", "fit:resnet", "fit:plain", "fit:mobilenet", "models:/")
 DATA_HELP = "digits, a .npz with x_train, y_train[, x_test, y_test], or torchvision:NAME with --root."
 
 
@@ -38,19 +39,28 @@ def main() -> None:
     sys.path.insert(0, os.getcwd())  # so that module:attribute finds what lies here
     try:
         code = cli.main(standalone_mode=False)
-    except click.exceptions.Abort:
-        code = INTERRUPTED
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        code = 0
     except click.ClickException as error:
-        code = _complain(f"{error.format_message()} (see autokd --help)", 2)
+        code = _complain(f"{error.format_message()} (see {_path_of(error)} --help)", 2)
     except InputError as error:
         code = _complain(str(error), 2)
     except AutokdError as error:
         code = _complain(str(error), 1)
-    except KeyboardInterrupt:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         code = INTERRUPTED
     except BrokenPipeError:
         code = 0
+    except OSError as error:  # a full disk, a folder that may not be written to
+        code = _complain(f"{error.strerror or error}: {error.filename}" if error.filename else str(error), 1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _path_of(error: click.ClickException) -> str:
+    """The command whose help tells more."""
+    context = getattr(error, "ctx", None)
+    return "autokd" if context is None else context.command_path
 
 
 def _complain(message: str, code: int) -> int:
@@ -136,18 +146,13 @@ def search(
     fifth of the budget retrains the winner and two controls (no distillation, default KD) with fresh seeds.
     """
     from autokd import api
-    from autokd.budget import Budget
 
     verbose = not (quiet or as_json)
-    Budget.parse(budget)  # before a teacher is trained
+    named = {"objectives": _names("objectives", objectives), "students": _names("students", students)}
+    limits = _constraints(constraints)
+    _check_before_teacher(budget, limits, **named, **rest)
     result = api.search(
-        _teacher(teacher, data, root, verbose),
-        budget,
-        objectives=_names(objectives),
-        students=_names(students),
-        constraints=_constraints(constraints),
-        verbose=verbose,
-        **rest,
+        _teacher(teacher, data, root, verbose), budget, constraints=limits, verbose=verbose, **named, **rest
     )
     return _conclude(result, as_json)
 
@@ -202,8 +207,11 @@ def distill(
 ) -> int:
     """Train one recipe, for example a past winner's, without searching."""
     from autokd import api
+    from autokd.arguments import check_settings, vocabulary
 
     verbose = not (quiet or as_json)
+    check_settings(epochs=epochs, seed=seed)
+    api.read_recipe(recipe)[0].check(vocabulary())  # before a teacher is trained
     done = api.distill(
         _teacher(teacher, data, root, verbose), recipe, epochs=epochs, seed=seed, folder=out, verbose=verbose
     )
@@ -219,7 +227,7 @@ def distill(
 
 @cli.command()
 @click.argument("run_dir", type=click.Path())
-@click.option("--top", type=int, default=10, show_default=True, help="Trials of the leaderboard to print.")
+@click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="Trials of the leaderboard to print.")
 @click.option("--sync", is_flag=True, help="First deliver to MLflow what it has not received.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 def show(run_dir: str, top: int, sync: bool, as_json: bool) -> int:
@@ -271,7 +279,7 @@ def export(run_dir: str, path: str, overwrite: bool) -> int:
 
 @cli.command()
 @click.option("--tracking-uri", help="Default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db.")
-@click.option("--port", type=int, default=5000, show_default=True)
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
 @click.option(
     "--host", default="127.0.0.1", show_default=True, help="Other hosts than loopback are served only if named."
 )
@@ -329,20 +337,54 @@ def doctor(as_json: bool) -> int:
 # ---- reading arguments
 
 
+def _check_before_teacher(
+    budget: str,
+    limits: dict[str, object] | None,
+    *,
+    objectives: list[str] | None,
+    students: list[str] | None,
+    space: str | None,
+    run_dir: str | None,
+    tracking: bool,
+    tracking_uri: str | None,
+    **settings: Any,
+) -> None:
+    """Whatever can be wrong without a teacher is said before one is trained."""
+    from autokd.arguments import check_names, check_settings
+    from autokd.budget import Budget
+    from autokd.constraints import Cost, parse_limits
+    from autokd.run_folder import RunFolder
+
+    Budget.parse(budget)
+    check_settings(**settings)
+    check_names(space, objectives, students)
+    parse_limits(limits, Cost(1, 1))
+    if run_dir is not None:
+        RunFolder.check_new(run_dir)
+    if tracking:
+        from autokd.tracking import check
+
+        check(tracking_uri)
+
+
 def _teacher(source: str, data: str | None, root: str | None, verbose: bool) -> Teacher:
     from autokd.data import Data
     from autokd.teacher import Teacher
 
+    if source == "digits" and data not in (None, "digits"):
+        raise TeacherError(f"--teacher digits is made for the digits, got --data {data}; use --teacher fit with --data")
+    if source.partition(":")[0] == "fit" and data is None:
+        raise TeacherError("--teacher fit needs the data to fit it to; add --data")
     rows = None if data is None else Data.load(data, root)
-    family = source.removeprefix("fit").removeprefix(":") or "resnet"
-    if source == "digits" or source == "fit" or source.startswith("fit:"):
-        if source != "digits" and rows is None:
-            raise TeacherError("--teacher fit needs the data to fit it to; add --data")
+    if source == "digits" or source.partition(":")[0] == "fit":
+        family = "resnet" if source in ("digits", "fit") else source.partition(":")[2]
         with _fitting(verbose) as on_epoch:
-            return Teacher.fit(rows or "digits", "resnet" if source == "digits" else family, on_epoch=on_epoch)
-    if ":" in source and not source.startswith(("models:/", "runs:/")) and not Path(source).exists():
+            return Teacher.fit(rows or "digits", family, on_epoch=on_epoch)
+    if source.startswith(("models:/", "runs:/")) or Path(source).is_dir():
+        return Teacher.load(source, rows)
+    if ":" in source:
         return _own_teacher(source, rows)
-    return Teacher.load(source, rows)
+    raise TeacherError(f"unknown teacher '{source}'; {nearest(source, TEACHERS)}; or a folder, or module:attribute")
 
 
 def _own_teacher(source: str, data: Data | None) -> Teacher:
@@ -354,13 +396,19 @@ def _own_teacher(source: str, data: Data | None) -> Teacher:
     module, _, attribute = source.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # the module is the user's own: whatever it raises is reported in one line
         raise TeacherError(
-            f"--teacher {source} must name something importable: {error}; run where {module}.py lies"
+            f"--teacher {source} must name something importable: {_told(error)}; run where {module or 'your module'}.py lies"
         ) from None
     builder = None
     if not isinstance(found, nn.Module | Teacher) and callable(found):
-        found, builder = found(), source
+        builder = source
+        try:
+            found = found()
+        except Exception as error:  # so is the function
+            raise TeacherError(
+                f"--teacher {source} is called without arguments, and raised {_told(error)}; call it yourself"
+            ) from None
     if isinstance(found, Teacher):
         return found
     if data is None:
@@ -378,17 +426,31 @@ def _fitting(verbose: bool) -> Iterator[Callable[[int, int, float], None]]:
         BarColumn(),
         TextColumn("{task.completed}/{task.total} epochs, {task.fields[value]}"),
     )
-    with Progress(*columns, TimeRemainingColumn(), disable=not verbose) as progress:
-        task = progress.add_task("teacher", total=None, value="", visible=False)
+    progress = Progress(*columns, TimeRemainingColumn(), disable=not verbose)
+    task = progress.add_task("teacher", total=None, value="")
 
-        def on_epoch(epoch: int, epochs: int, value: float) -> None:
-            progress.update(task, completed=epoch, total=epochs, value=f"validation {value:.2%}", visible=True)
+    def on_epoch(epoch: int, epochs: int, value: float) -> None:
+        progress.start()
+        progress.update(task, completed=epoch, total=epochs, value=f"validation {value:.2%}")
 
+    try:
         yield on_epoch
+    finally:
+        if progress.live.is_started:
+            progress.stop()
 
 
-def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _names(option: str, text: str | None) -> list[str] | None:
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise InputError(f"--{option} must name at least one, got '{text}'; leave it out for all")
+    return names
 
 
 def _constraints(pairs: tuple[str, ...]) -> dict[str, object] | None:

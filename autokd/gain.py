@@ -12,11 +12,17 @@ from statistics import mean, stdev
 from typing import Literal
 
 from autokd import words
+from autokd.recipe import Recipe
 
 Split = Literal["validation", "test"]
 CONTROLS = {"no_kd": "no distillation", "default_kd": "default KD"}
 # Two-sided 95 % quantiles of Student's t for 1, 2, … degrees of freedom
 T95 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
+
+
+def control_recipe(control: str, winner: Recipe) -> Recipe:
+    """The recipe of a control: the winner's student, optimiser and epochs, less what the search brought."""
+    return winner.without_distillation() if control == "no_kd" else winner.with_default_kd()
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ line at the end; it is cut off when the ledger is opened again. Any other unread
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,19 @@ from typing import Any
 from autokd.errors import LedgerError
 
 Event = dict[str, Any]
-EVENTS = ("search", "session", "start", "resume", "rung", "retry", "fail", "finals", "test", "finish")
+REQUIRED: dict[str, tuple[str, ...]] = {  # what the fold in history.py reads; a line without it is passed over
+    "search": ("rungs", "budget", "seed"),
+    "session": ("budget",),
+    "start": ("trial", "role", "recipe", "point", "source", "seed", "to", "params", "flops"),
+    "resume": ("trial", "to"),
+    "rung": ("trial", "epoch", "value", "tiebreak", "metrics", "seconds", "history", "checkpoint"),
+    "retry": ("trial", "message"),
+    "fail": ("trial", "reason", "message"),
+    "finals": ("winner", "seeds"),
+    "test": ("role", "trial", "value"),
+    "finish": ("reason",),
+}
+EVENTS = tuple(REQUIRED)
 
 
 class Ledger:
@@ -60,6 +73,9 @@ class Ledger:
         """Write one event and hand it to the listeners. Returns it as it will be read back."""
         if event not in EVENTS:
             raise ValueError(f"unknown event {event!r}")
+        missing = [name for name in REQUIRED[event] if name not in fields]
+        if missing:
+            raise ValueError(f"a '{event}' event needs {', '.join(missing)}")
         line = {"n": len(self.events), "time": self._clock(), "elapsed": self.elapsed, "event": event, **fields}
         text = json.dumps(line, allow_nan=False)
         self._file.write(text + "\n")
@@ -110,5 +126,8 @@ def _parse(line: bytes) -> Event | None:
         event = json.loads(line)
     except (ValueError, RecursionError):  # no JSON, no UTF-8, numbers of thousands of digits, endless nesting
         return None
-    known = isinstance(event, dict) and event.get("event") in EVENTS and isinstance(event.get("elapsed"), int | float)
-    return event if known else None
+    if not isinstance(event, dict) or event.get("event") not in EVENTS:
+        return None
+    elapsed = event.get("elapsed")
+    timed = isinstance(elapsed, int | float) and math.isfinite(elapsed)
+    return event if timed and all(name in event for name in REQUIRED[event["event"]]) else None

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from autokd.budget import Budget
+from autokd.core.device import Setting
 from autokd.engine.controls import ROLES, SEEDS
-from autokd.engine.engine import FINAL_SHARE, SAFETY
+from autokd.engine.engine import FINAL_SHARE
 from autokd.engine.rungs import ETA, rungs_for
 
 SHORTEST = 3  # epochs of a full training
+TRAININGS = 2.5 * SEEDS  # the finals in full trainings: winner and default KD, and no distillation at about half the cost
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Plan:
     expected_trials: int
     search_seconds: float | None
     final_seconds: float
-    precision: str
+    precision: str  # in words, of students and teacher
     notes: tuple[str, ...] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:
@@ -38,9 +41,9 @@ def make_plan(
     lanes: int,
     epoch_seconds: float,
     teacher_value: float,
-    precision: str,
+    setting: Setting,
     epochs: int | None = None,
-    notes: tuple[str, ...] = (),
+    notes: Iterable[str] = (),
 ) -> Plan:
     """`longest` is the space's full training; a time or epoch budget may buy less. `epochs` overrides both."""
     full = epochs or min(longest, _affordable(budget, lanes, epoch_seconds))
@@ -48,7 +51,7 @@ def make_plan(
         full = SHORTEST
         notes = (*notes, f"the budget is very short: trainings have {SHORTEST} epochs and the finals may exceed it")
     rungs = rungs_for(full)
-    final = len(ROLES) * SEEDS * full * epoch_seconds * SAFETY / lanes
+    final = TRAININGS * full * epoch_seconds / lanes
     seconds = budget.amount * (1 - FINAL_SHARE) if budget.kind == "seconds" else None
     return Plan(
         teacher_value=teacher_value,
@@ -59,18 +62,17 @@ def make_plan(
         expected_trials=_expected(budget, rungs, lanes, epoch_seconds),
         search_seconds=seconds,
         final_seconds=final,
-        precision=precision,
-        notes=notes,
+        precision=f"students {setting.precision}, teacher {setting.teacher_precision}",
+        notes=tuple(notes),
     )
 
 
 def _affordable(budget: Budget, lanes: int, epoch_seconds: float) -> int:
     """Epochs of a full training such that the finals fit into their share of the budget."""
-    trainings = len(ROLES) * SEEDS
     if budget.kind == "seconds":
-        return int(FINAL_SHARE * budget.amount * lanes / (trainings * SAFETY * epoch_seconds))
+        return int(FINAL_SHARE * budget.amount * lanes / (TRAININGS * epoch_seconds))
     if budget.kind == "epochs":
-        return int(FINAL_SHARE * budget.amount / trainings)
+        return int(FINAL_SHARE * budget.amount / (len(ROLES) * SEEDS))
     return 10**9
 
 

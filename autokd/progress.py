@@ -13,6 +13,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.errors import ConsoleError
 from rich.live import Live
@@ -235,14 +236,20 @@ def plan_table(plan: Mapping[str, Any], head: Mapping[str, Any]) -> RenderableTy
 
 
 def result_table(result: Result) -> RenderableType:
-    """Teacher, best student and its controls, and in words whether the difference is more than noise."""
+    """Teacher, best student and its controls, and in words whether the difference is more than noise. Fits 80 columns."""
     metric = result.metric
-    table = Table(title=escape(f"Result of {result.name}"), title_justify="left")
-    table.add_column("network", overflow="fold")
-    for column in ("parameters", "FLOPs", f"validation {metric}", f"test {metric}", "seeds", "epochs", "smaller"):
-        table.add_column(column, justify="right")
+    epochs = max((row.epochs or 0 for row in result.rows()), default=0)
+    length = f", {epochs} epochs each" if epochs else ""
+    title = f"Result of {result.name}: {metric}, mean ± sd over seeds{length}"
+    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("network", min_width=16)
+    for column in ("params", "FLOPs", "validation", "test", "seeds", "size"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in result.rows():
-        table.add_row(*row_words(row, metric), style="bold" if row.role == "winner" else "")
+        name, params, flops, value, test, seeds, _, ratio = row_words(row, metric)
+        smaller = ratio if ratio == words.MISSING else f"1/{ratio.removesuffix('x')}"
+        cells = (name, params, flops.removesuffix("FLOPs"), value, test, seeds, smaller)
+        table.add_row(*map(escape, cells), style="bold" if row.role == "winner" else "")
     sentences = [Text(gain.sentence(metric)) for gain in result.gains() if gain.split == "test"]
     if not sentences:
         sentences = [Text("No controls were trained, so what distillation and search brought is not known.")]
@@ -252,15 +259,15 @@ def result_table(result: Result) -> RenderableType:
 def leaderboard_table(result: Result, top: int = 20) -> RenderableType:
     """The `top` trials, highest epoch first, then by value."""
     trials = sorted(result.history.trials.values(), key=standing, reverse=True)
-    table = Table(title=f"Best {min(top, len(trials))} of {len(trials)} trials", title_justify="left")
-    for column in ("trial", "role", "state"):
-        table.add_column(column, no_wrap=True)
-    for column in ("epoch", result.metric, "parameters", "FLOPs", "seconds"):
+    title = f"Best {min(top, len(trials))} of {len(trials)} trials"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("trial", no_wrap=True)
+    for column in ("epoch", result.metric, "params", "seconds"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("recipe", overflow="fold")
+    table.add_column("recipe")
     for trial in trials[:top]:
-        state = f"failed: {trial.reason}" if trial.state == "failed" else trial.state
-        cells = (words.score(trial.value, metric=result.metric), words.count(trial.params), words.flops(trial.flops))
-        texts = (trial.id, trial.role, state, str(trial.epoch), *cells, f"{trial.seconds:.1f}")
-        table.add_row(*map(escape, texts), escape(words.recipe_words(trial.recipe)))
+        told = f"failed: {trial.reason}" if trial.state == "failed" else words.recipe_words(trial.recipe)
+        cells = (words.score(trial.value, metric=result.metric), words.count(trial.params))
+        texts = (trial.id, str(trial.epoch), *cells, f"{trial.seconds:.1f}", told)
+        table.add_row(*map(escape, texts))
     return table

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -54,6 +54,22 @@ class Rule:
         low = -math.inf if self.low is None else self.low
         high = math.inf if self.high is None else self.high
         return None if low <= value <= high else f"{self.kind} in [{self.low}, {self.high}]"
+
+
+class OpenRules(Mapping[str, Mapping[str, Rule]]):
+    """Rules of the registered names, and of a user's own "module:attribute", looked up when asked for."""
+
+    def __init__(self, known: Mapping[str, Mapping[str, Rule]], of_own: Callable[[str], Mapping[str, Rule]]) -> None:
+        self._known, self._of_own = known, of_own
+
+    def __getitem__(self, name: str) -> Mapping[str, Rule]:
+        return self._of_own(name) if ":" in name and name not in self._known else self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
 
 
 @dataclass(frozen=True)
@@ -162,7 +178,7 @@ class Recipe(Frozen):
 
     def to_json(self) -> str:
         """Canonical JSON: equal recipes give equal text."""
-        return json.dumps(self.to_dict(), sort_keys=True)
+        return json.dumps(_canonical(self.to_dict()), sort_keys=True)
 
     def to_dict(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
@@ -194,6 +210,12 @@ class Recipe(Frozen):
 
     def __hash__(self) -> int:
         return hash(self.id)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Recipe:
+        """A copy with some fields replaced, and with an `id` of its own (pydantic would copy the remembered one)."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("id", None)
+        return copied
 
     # ---- the flat form
 
@@ -269,6 +291,15 @@ FLAT_NAMES = (
     *(f"peers.{name}" for name in PeerSpec.model_fields),
     *(f"optim.{name}" for name in OptimSpec.model_fields),
 )
+
+
+def _canonical(data: Any) -> Any:
+    """4.0 and 4 are one number: equal recipes have equal text."""
+    if isinstance(data, dict):
+        return {name: _canonical(value) for name, value in data.items()}
+    if isinstance(data, list):
+        return [_canonical(value) for value in data]
+    return int(data) if isinstance(data, float) and data.is_integer() else data
 
 
 def _check_fields(owner: str, values: Mapping[str, Value], rules: Mapping[str, Rule]) -> None:

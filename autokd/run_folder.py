@@ -36,12 +36,7 @@ class RunFolder:
         folder = cls(
             Path(path) if path is not None else _unused(Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
         )
-        if folder.ledger.exists():
-            raise RunFolderError(
-                f"run_dir {folder.path} holds a search already; continue it with autokd.resume, or name a new folder"
-            )
-        if folder.path.is_dir() and any(folder.path.iterdir()):
-            raise RunFolderError(f"run_dir {folder.path} is not empty; name a new or empty folder")
+        cls.check_new(folder.path)
         try:
             folder.checkpoints.mkdir(parents=True, exist_ok=True)
             folder._take()
@@ -52,10 +47,26 @@ class RunFolder:
         return folder
 
     @classmethod
+    def check_new(cls, path: str | Path) -> None:
+        """Raise RunFolderError if a new search may not begin there. Makes nothing."""
+        folder = cls(Path(path))
+        if folder.ledger.exists():
+            raise RunFolderError(
+                f"run_dir {folder.path} holds a search already; continue it with autokd.resume, or name a new folder"
+            )
+        if folder.path.is_dir() and any(folder.path.iterdir()):
+            raise RunFolderError(f"run_dir {folder.path} is not empty; name a new or empty folder")
+        above = next(each for each in (folder.path, *folder.path.parents) if each.exists())
+        if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+            raise RunFolderError(
+                f"run_dir {folder.path} cannot be written: {above} is no folder to write to; name another folder"
+            )
+
+    @classmethod
     def existing(cls, path: str | Path) -> RunFolder:
         """The folder of an earlier search. Raises RunFolderError if there is none, or another process works in it."""
         folder = cls(Path(path))
-        if not folder.ledger.exists():
+        if not folder.ledger.is_file():
             raise RunFolderError(f"run_dir {folder.path} holds no {LEDGER}; give the folder that the search printed")
         try:
             folder.checkpoints.mkdir(exist_ok=True)

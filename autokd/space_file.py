@@ -9,6 +9,7 @@ fields:
   student.family: {choice: [resnet, mlp]}
   student.resnet.width: {int: [4, 64], log: true, prior: 16}     # exists where the family is resnet
   terms.kd.weight: {float: [0.05, 20], log: true, prior: 0.9}
+  ce_weight: {float: [0.05, 2], log: true}
   peers.count: {int: [0, 3], prior: 0}
   peers.weight: {float: [0.1, 4], log: true, when: {peers.count: [1, 2, 3]}}
   optim.name: sgd                                     # fixed
@@ -275,14 +276,13 @@ class _Reader:
         self, item: Item, what: str, low: float = -LARGEST, high: float = LARGEST, at: Item | None = None
     ) -> float:
         number = isinstance(item.value, int | float) and not isinstance(item.value, bool) and low <= item.value <= high
-        self.need(
-            number, at or item, f"{what} must be a number in [{low}, {high}]", "write it without quotes", str(item)
-        )
+        rule = f"{what} must be a number{_between(low, high)}"
+        self.need(number, at or item, rule, "write a finite number without quotes", str(item))
         return float(item.value)
 
     def whole(self, item: Item, what: str, low: int = -LARGEST, high: int = LARGEST, at: Item | None = None) -> int:
         whole = isinstance(item.value, int) and not isinstance(item.value, bool) and low <= item.value <= high
-        rule = f"{what} must be a whole number in [{low}, {high}]"
+        rule = f"{what} must be a whole number{_between(low, high)}"
         self.need(whole, at or item, rule, "write it without a point or quotes", str(item))
         return int(item.value)
 
@@ -297,6 +297,13 @@ class _Reader:
 
     def fail(self, item: Item, problem: str) -> NoReturn:
         fail(self.origin, item.line, problem)
+
+
+def _between(low: float, high: float) -> str:
+    """The bounds in words, as far as there are any."""
+    if high < LARGEST:
+        return f" in [{low}, {high}]"
+    return f" of at least {low}" if low > -LARGEST else ""
 
 
 def _decides(selector: str, word: Value, fields: Iterable[Field]) -> bool:

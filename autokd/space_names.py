@@ -77,12 +77,12 @@ def recipe_values(point: Mapping[str, Value], vocabulary: Vocabulary) -> dict[st
     """A point in the recipe's flat form: without selectors, and with floats where the recipe wants floats."""
     values: dict[str, Value] = {}
     for name, value in point.items():
-        section, owner, field = split(name)
+        section, _, field = split(name)
         if section == "select":
             continue
         rule = rule_of(name, vocabulary)
         real = rule is not None and rule.kind == "float"
-        values[f"student.{field}" if section == "student" and owner else name] = float(value) if real else value
+        values[f"student.{field}" if section == "student" else name] = float(value) if real else value
     return values
 
 

@@ -48,6 +48,7 @@ def plan_lines(plan: Mapping[str, Any], head: Mapping[str, Any]) -> list[tuple[s
     timed = [("one epoch", "epoch_seconds"), ("full training", "full_training_seconds")]
     phases = [("search", "search_seconds"), ("final retraining", "final_seconds")]
     expected = plan.get("expected_trials")
+    lines += [("precision", str(plan["precision"]))] if plan.get("precision") else []
     lines += [("constraints", constraints)] if constraints else []
     lines += [("expected", f"about {expected:.0f} trials")] if expected else []
     lines += [
@@ -66,8 +67,8 @@ def limit_words(limits: Mapping[str, Any]) -> str:
 
 
 def data_words(data: Mapping[str, Any]) -> str:
-    """The data in one line: name, images of each split, classes, shape."""
-    splits = ", ".join(f"{data[split]} {split}" for split in ("train", "val", "test") if data.get(split))
+    """The data in one line: name, rows of each split, classes, shape."""
+    splits = ", ".join(f"{rows} {split}" for split, rows in (data.get("sizes") or {}).items() if rows)
     shape = "x".join(map(str, data.get("input_shape") or ()))
     parts = [splits, f"{data['classes']} classes" if data.get("classes") else "", f"inputs {shape}" if shape else ""]
     return f"{data.get('name', '?')}: {', '.join(part for part in parts if part)}"

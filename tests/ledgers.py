@@ -101,9 +101,7 @@ def head(name: str, budget: dict[str, Any]) -> dict[str, Any]:
         "data": {
             "name": name,
             "fingerprint": "ab12",
-            "train": 1150,
-            "val": 287,
-            "test": 360,
+            "sizes": {"train": 1150, "val": 287, "test": 360},
             "classes": 10,
             "input_shape": [1, 8, 8],
             "notes": [],

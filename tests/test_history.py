@@ -25,7 +25,7 @@ def event(name: str, elapsed: float = 0.0, **fields: Any) -> Event:
 
 
 def search() -> Event:
-    return event("search", rungs=list(RUNGS))
+    return event("search", rungs=list(RUNGS), budget={"kind": "trials", "amount": 9.0}, seed=0)
 
 
 def session(elapsed: float = 0.0) -> Event:

@@ -28,7 +28,7 @@ def trials(path: Path) -> list[str]:
 def test_events_are_on_disk_as_they_happen_and_read_back_as_returned(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     ledger = Ledger(path, Clock())
-    event = ledger.append("rung", trial="t", epoch=1, value=0.5, history=[{"epoch": 1}], pair=(1, 2))
+    event = ledger.append("finals", winner="t", seeds=[1], pair=(1, 2))
     assert read_events(path) == ([event], [], None)  # before it is closed
     assert event["pair"] == [1, 2] and event["n"] == 0  # as JSON has it
     assert ledger.append("retry", trial="t", message="é\n\u2028")["n"] == 1
@@ -137,8 +137,8 @@ def test_nothing_half_written_reaches_the_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown event"):
         ledger.append("explode")
     with pytest.raises(ValueError, match="JSON"):
-        ledger.append("rung", value=float("nan"))
+        ledger.append("test", role="teacher", trial=None, value=float("nan"))
     with pytest.raises(TypeError):
-        ledger.append("rung", value=object())
+        ledger.append("test", role="teacher", trial=None, value=object())
     assert (tmp_path / "l").read_bytes() == b"" and ledger.events == []
     assert json.loads(json.dumps(ledger.append("finish", reason="done")))["n"] == 0

@@ -44,8 +44,8 @@ def test_gradient_stays_with_its_network() -> None:
         assert [gradient is not None for gradient in gradients] == [k == own for k in range(3)]
     alone = [torch.autograd.grad(loss, own)[0] for loss, own in zip(peer_losses(logits), logits, strict=True)]
     torch.stack(peer_losses(logits)).sum().backward()  # one backward for all is the same
-    for own, expected in zip(logits, alone, strict=True):
-        torch.testing.assert_close(own.grad, expected)
+    for leaf, expected in zip(logits, alone, strict=True):
+        torch.testing.assert_close(leaf.grad, expected)
 
 
 def test_equal_networks_have_nothing_to_teach() -> None:

@@ -21,7 +21,7 @@ from autokd.recipe import Recipe, Vocabulary
 from autokd.space import Space, shipped_spaces, spaces_folder
 
 SPACE = Space.parse(SMALL, VOCABULARY)
-SHIPPED = ("classification", "digits")
+SHIPPED = ("classification", "digits", "vectors")
 DEFAULT_KD = {"terms.kd.weight": 0.9, "terms.kd.temperature": 4.0, "ce_weight": 0.1}
 
 
@@ -158,7 +158,8 @@ def test_names_may_be_a_users_own() -> None:
     space = Space.parse(text, VOCABULARY)
     recipe = space.recipe(space.prior_point())
     assert recipe.student.family == "my.nets:Tiny" and recipe.student.fields == {"width": 5}
-    assert recipe.terms[0].objective == "my.losses:Angle" and recipe.terms[0].fields["scale"] == 5.0
+    assert recipe.terms[0].objective == "my.losses:Angle" and recipe.terms[0].fields["scale"] == 5
+    assert isinstance(recipe.terms[0].fields["scale"], float)  # as the objective wants it
     assert space.restrict(["my.losses:Angle"]) == space
 
 
@@ -271,7 +272,7 @@ def test_shipped_spaces_begin_with_default_kd(name: str) -> None:
     first = space.recipe(space.first[0][1])
     assert {key: first.flat()[key] for key in DEFAULT_KD} == DEFAULT_KD
     assert first == first.with_default_kd()
-    assert len({space.recipe(point).id for _, point in space.first}) == len(space.first) == 9
+    assert len({space.recipe(point).id for _, point in space.first}) == len(space.first) >= 5
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -18,10 +19,14 @@ from autokd.core.tape import LiveTeacher
 from autokd.data import Data
 from autokd.errors import CheckpointError, TrialFailure
 from autokd.orders import Core, Order, Report
+from autokd.protocols import Batch, StudentFamily
 from autokd.recipe import Recipe
+from autokd.students import GIVEN
 from autokd.tasks import TASKS
 
 SETTLED = 3  # epochs after which a student at chance has failed; before, it is merely last in its rung
+
+CALIBRATION_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,10 @@ class Blueprint:
     folder: str
     setting: Setting
     task: str = "classification"
+    given: Mapping[str, StudentFamily] = field(default_factory=lambda: dict(GIVEN))  # families that are objects
 
     def build(self) -> Core:
+        GIVEN.update(self.given)
         return TrainingCore(self.data, self.teacher, self.folder, self.setting, self.task)
 
 
@@ -140,12 +147,25 @@ class TrainingCore:
         )
 
 
-def choose_precision(
-    data: Data, teacher: nn.Module | None, recipe: Recipe, device: str, folder: Path
-) -> tuple[str, dict[str, float]]:
-    """The precision in which one epoch of `recipe` is fastest here, and the seconds measured for each."""
-    timings = {}
-    for precision in candidates(device):
-        core = TrainingCore(data, teacher, folder, Setting(device, precision))
-        timings[precision] = core.seconds_per_epoch(recipe, seed=0)
-    return fastest(timings), timings
+def calibrate(data: Data, teacher: nn.Module | None, recipe: Recipe, device: str, folder: Path) -> tuple[Setting, float]:
+    """The setting in which this machine is fastest, measured on `recipe`, and the seconds of one of its epochs."""
+    setting = Setting(device)
+    if teacher is not None:
+        timings = {name: _teacher_seconds(data, teacher, replace(setting, teacher_precision=name)) for name in candidates(device)}
+        setting = replace(setting, teacher_precision=fastest(timings))
+    epochs = {}
+    for name in candidates(device):
+        core = TrainingCore(data, teacher, folder, replace(setting, precision=name))
+        epochs[name] = core.seconds_per_epoch(recipe, seed=0)
+    chosen = fastest(epochs)
+    return replace(setting, precision=chosen), epochs[chosen]
+
+
+def _teacher_seconds(data: Data, teacher: nn.Module, setting: Setting) -> float:
+    """Of one forward pass over a batch, on the threads of a lane."""
+    torch.set_num_threads(setting.threads)
+    rows = to_float(torch.tensor(data.train.x[:CALIBRATION_ROWS], device=setting.device))
+    index = torch.arange(len(rows), device=setting.device)
+    signal = LiveTeacher(teacher, rows[:2], setting)
+    batch = Batch(x=rows, y=index, index=index, view=torch.zeros_like(index), parent=index)
+    return time_of(lambda: signal.outputs(batch))

@@ -18,16 +18,18 @@ class Setting:
     """How networks are run. Losses are computed in float32 whatever the precision."""
 
     device: str = "cpu"
-    precision: str = "fp32"
+    precision: str = "fp32"  # of students and peers
+    teacher_precision: str = "fp32"
     threads: int = 1
 
     @property
     def memory_format(self) -> torch.memory_format:
         return torch.channels_last
 
-    def autocast(self) -> torch.autocast:
-        kind = self.device.split(":")[0]
-        return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=True)
+    def autocast(self, teacher: bool = False) -> torch.autocast:
+        """For a forward pass of a student, or of the teacher."""
+        precision = self.teacher_precision if teacher else self.precision
+        return torch.autocast(self.device.split(":")[0], dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def default_device() -> str:

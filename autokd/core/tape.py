@@ -26,5 +26,5 @@ class LiveTeacher:
     def outputs(self, batch: Batch) -> Outputs:
         """Outputs for every row of `batch`, detached, float32."""
         self.tap.module.eval()  # a module shared with its owner may have been set to train
-        with torch.no_grad(), self.setting.autocast():
+        with torch.no_grad(), self.setting.autocast(teacher=True):
             return self.tap(batch.x).float()

@@ -1,11 +1,13 @@
 """The honest end of a search: the winner and its controls, retrained from scratch with seeds the search never used.
 
 Controls have the winner's architecture, optimiser and epochs: without distillation, and with KD at its published defaults. Seeds
-are paired: the same one gives winner and controls the same initial weights, views and batch order.
+are paired: the same one gives winner and controls the same initial weights, views and batch order. A control that is the winner's
+own recipe is not trained again.
 """
 
 from __future__ import annotations
 
+from autokd.gain import control_recipe
 from autokd.history import History, Trial
 from autokd.recipe import Recipe
 
@@ -14,11 +16,10 @@ SEEDS = 3
 FIRST_SEED = 1000  # added to the search's own seed
 
 
-def control_recipe(role: str, winner: Recipe) -> Recipe:
-    """The recipe retrained in `role`."""
-    if role == "no_kd":
-        return winner.without_distillation()
-    return winner.with_default_kd() if role == "default_kd" else winner
+def final_recipes(winner: Recipe) -> dict[str, Recipe]:
+    """What is retrained, by role; each recipe once."""
+    controls = {role: control_recipe(role, winner) for role in ROLES[1:]}
+    return {ROLES[0]: winner} | {role: recipe for role, recipe in controls.items() if recipe.id != winner.id}
 
 
 def final_seeds(seed: int) -> tuple[int, ...]:
@@ -27,8 +28,9 @@ def final_seeds(seed: int) -> tuple[int, ...]:
 
 def next_final(history: History) -> tuple[str, int] | None:
     """The (role, seed) to train next: seed by seed, so that stopping early leaves complete pairs. None when all began."""
-    begun = {(trial.role, trial.seed) for role in ROLES for trial in history.finals(role)}
-    wanted = [(role, seed) for seed in history.final_seeds for role in ROLES]
+    roles = final_recipes(history.trials[history.winner or ""].recipe)
+    begun = {(trial.role, trial.seed) for role in roles for trial in history.finals(role)}
+    wanted = [(role, seed) for seed in history.final_seeds for role in roles]
     return next((pair for pair in wanted if pair not in begun), None)
 
 

@@ -1,8 +1,9 @@
-"""What a recipe costs per epoch: relative before it is trained, in seconds once it has been."""
+"""What trainings cost: relative before they ran, in seconds once they have, and in wall-clock time on several lanes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import heapq
+from collections.abc import Iterable, Sequence
 
 from autokd.constraints import Cost
 from autokd.history import Trial
@@ -25,3 +26,18 @@ def epoch_seconds(trials: Iterable[Trial]) -> float | None:
     measured = [trial for trial in trials if trial.epoch]
     epochs = sum(trial.epoch for trial in measured)
     return sum(trial.seconds for trial in measured) / epochs if epochs else None
+
+
+def makespan(trainings: Iterable[float], lanes: int, busy: Sequence[float] = ()) -> float:
+    """Seconds until the last of these trainings ends, each begun in its turn on the lane that is free first.
+
+    `busy` are seconds after which lanes become free that are occupied now.
+
+    >>> makespan([2.0, 2.0, 2.0], lanes=2)
+    4.0
+    """
+    free = [*busy, *([0.0] * (lanes - len(busy)))]
+    heapq.heapify(free)
+    for seconds in trainings:
+        heapq.heapreplace(free, free[0] + seconds)
+    return max(free)

@@ -11,17 +11,19 @@ from dataclasses import dataclass, field
 
 from autokd.budget import Budget
 from autokd.constraints import Cost, Limits
-from autokd.engine.controls import ROLES, control_recipe, final_id, final_seeds, next_final
-from autokd.engine.cost import epoch_seconds, relative_cost
+from autokd.engine.controls import ROLES, final_id, final_recipes, final_seeds, next_final
+from autokd.engine.cost import epoch_seconds, makespan, relative_cost
 from autokd.engine.rungs import interrupted, leader, next_rung, promotable
-from autokd.engine.sampler import Sampler
+from autokd.engine.sampler import Proposal, Sampler
+from autokd.errors import ConstraintError
 from autokd.history import History, Trial
 from autokd.recipe import Recipe, StudentSpec, Value
 from autokd.space import Space
 
 FINAL_SHARE = 0.2  # of the budget, for the finals; what they really need is measured
-FINAL_LEAST, FINAL_MOST = 0.08, 0.45
+FINAL_LEAST, FINAL_MOST = 0.03, 0.45
 SAFETY = 1.15  # measured epochs drift
+HOPELESS = 24  # trials that all failed before the search gives up
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,11 @@ class Engine:
     def __init__(
         self, space: Space, limits: Limits, cost_of: Callable[[StudentSpec], Cost], teacher: Cost, lanes: int, seed: int
     ) -> None:
-        self.teacher, self.lanes, self.seed, self.cost_of = teacher, lanes, seed, cost_of
+        self.teacher, self.lanes, self.seed = teacher, lanes, seed
         self.sampler = Sampler(space, limits, cost_of, seed)
 
     def propose(self, history: History, elapsed: float) -> Decision:
-        """What to do with one free lane. Raises ConstraintError if the space has nothing left to try."""
+        """What to do with one free lane. Raises ConstraintError if no recipe at all is within the limits."""
         if history.winner is None:
             return self._search(history, elapsed)
         return self._finals(history, elapsed)
@@ -83,31 +85,30 @@ class Engine:
         return budget.amount - self.reserve(history) if budget.kind == "seconds" and history.winner is None else None
 
     def reserve(self, history: History) -> float:
-        """Seconds kept back for the finals of the present leader."""
-        amount = Budget.from_dict(history.budget).amount
-        best = leader(history)
-        needed = FINAL_SHARE * amount
-        if best is not None and best.epoch:
-            needed = len(final_seeds(self.seed)) * self._one_seed_seconds(history, best)
-        return min(max(needed, FINAL_LEAST * amount), FINAL_MOST * amount)
+        """What is kept back for the finals of the present leader, in the budget's unit."""
+        budget, best = Budget.from_dict(history.budget), leader(history)
+        seeds = final_seeds(self.seed)
+        if budget.kind == "trials":
+            return 0.0
+        needed, least = FINAL_SHARE * budget.amount, 0.0
+        if best is not None and budget.kind == "epochs":
+            needed = len(seeds) * len(final_recipes(best.recipe)) * history.rungs[-1]
+        elif best is not None:
+            needed = SAFETY * makespan(self._seed_seconds(history, best) * len(seeds), self.lanes)
+            least = FINAL_LEAST * budget.amount
+        return min(max(needed, least), FINAL_MOST * budget.amount)
 
     # ---- the search
 
     def _search(self, history: History, elapsed: float) -> Decision:
-        if self._spent(history, elapsed):
-            return self._end_of_search(history)
-        broken_off = interrupted(history)
-        if broken_off is not None:
-            return Resume(broken_off.id, broken_off.to)
-        best = promotable(history)
-        if best is not None:
-            return Resume(best.id, next_rung(history.rungs, best.epoch) or best.epoch)
-        if self._all_started(history):
+        for trial, to in self._resumable(history):
+            if self._affords(history, elapsed, to - trial.epoch):
+                return Resume(trial.id, to)
+        proposal = self._proposal(history) if self._wants_another(history, elapsed) else None
+        if proposal is None:
             return Wait() if history.running else self._end_of_search(history)
-        proposal = self.sampler.propose(history)
-        number = len(history.in_role("search")) + 1
         return Start(
-            trial=f"t{number:04d}",
+            trial=f"t{len(history.in_role('search')) + 1:04d}",
             role="search",
             recipe=proposal.recipe,
             source=proposal.source,
@@ -117,24 +118,46 @@ class Engine:
             point=proposal.point,
         )
 
-    def _spent(self, history: History, elapsed: float) -> bool:
+    def _resumable(self, history: History) -> list[tuple[Trial, int]]:
+        """Trials to go on with before any is begun, and up to which epoch."""
+        broken_off, best = interrupted(history), promotable(history)
+        found = [] if broken_off is None else [(broken_off, broken_off.to)]
+        return found if best is None else [*found, (best, next_rung(history.rungs, best.epoch) or best.epoch)]
+
+    def _affords(self, history: History, elapsed: float, epochs: int) -> bool:
+        """Whether the search may go on for this many epochs of one trial; a deadline cuts what takes too long."""
         budget = Budget.from_dict(history.budget)
         if budget.kind == "seconds":
-            return elapsed >= budget.amount - self.reserve(history)
-        under_way = sum(trial.to - trial.epoch for trial in history.running)
-        return budget.kind == "epochs" and history.epochs + under_way >= (1 - FINAL_SHARE) * budget.amount
+            return elapsed < budget.amount - self.reserve(history)
+        return budget.kind == "trials" or _used(history) + epochs <= budget.amount - self.reserve(history)
 
-    def _all_started(self, history: History) -> bool:
-        budget = Budget.from_dict(history.budget)
-        return budget.kind == "trials" and len(history.in_role("search")) >= budget.amount
+    def _wants_another(self, history: History, elapsed: float) -> bool:
+        """Whether one more trial is to be begun. One always is, however small the budget."""
+        tried, budget = history.in_role("search"), Budget.from_dict(history.budget)
+        if not tried:
+            return True
+        if len(tried) >= HOPELESS and all(trial.state == "failed" for trial in tried):
+            return False
+        if budget.kind == "trials":
+            return len(tried) < budget.amount
+        return self._affords(history, elapsed, history.rungs[0])
+
+    def _proposal(self, history: History) -> Proposal | None:
+        """The next recipe; None once a small space has been tried from end to end."""
+        try:
+            return self.sampler.propose(history)
+        except ConstraintError:
+            if not history.in_role("search"):
+                raise
+            return None
 
     def _end_of_search(self, history: History) -> Decision:
-        if history.running:
-            return Wait()
         best = leader(history)
-        if best is None:
-            return Finish("no trial succeeded")
-        return BeginFinals(best.id, final_seeds(self.seed))
+        if best is not None:
+            return BeginFinals(best.id, final_seeds(self.seed))
+        failed = [trial for trial in history.in_role("search") if trial.state == "failed"]
+        last = f"; the last: {failed[-1].reason}, {failed[-1].message}" if failed else ""
+        return Finish(f"no trial succeeded{last}")
 
     # ---- the finals
 
@@ -147,18 +170,14 @@ class Engine:
         if wanted is None:
             return Wait() if history.running else Finish("all done")
         role, seed = wanted
-        if role == ROLES[0] and not self._time_for_a_seed(history, winner, seed, elapsed):
+        if role == ROLES[0] and not self._affords_seed(history, winner, seed, elapsed):
             done = history.final_seeds.index(seed)
-            return (
-                Wait()
-                if history.running
-                else Finish(f"budget spent after {done} of {len(history.final_seeds)} final seeds")
-            )
-        recipe = control_recipe(role, winner.recipe)
+            spent = f"budget spent after {done} of {len(history.final_seeds)} final seeds"
+            return Wait() if history.running else Finish(spent)
         return Start(
             trial=final_id(winner, role, seed),
             role=role,
-            recipe=recipe,
+            recipe=final_recipes(winner.recipe)[role],
             source="final" if role == ROLES[0] else "control",
             seed=seed,
             to=history.rungs[-1],
@@ -166,19 +185,20 @@ class Engine:
             group=winner.id,
         )
 
-    def _time_for_a_seed(self, history: History, winner: Trial, seed: int, elapsed: float) -> bool:
+    def _affords_seed(self, history: History, winner: Trial, seed: int, elapsed: float) -> bool:
         """The first seed is always trained; another one only if it is expected to end within the budget."""
         budget = Budget.from_dict(history.budget)
-        if budget.kind != "seconds" or seed == history.final_seeds[0]:
+        if budget.kind == "trials" or seed == history.final_seeds[0]:
             return True
-        under_way = sum((t.to - t.epoch) * self._epoch_seconds(history, t.recipe, winner) for t in history.running)
-        return elapsed + under_way / self.lanes + self._one_seed_seconds(history, winner) / SAFETY <= budget.amount
+        if budget.kind == "epochs":
+            return _used(history) + len(final_recipes(winner.recipe)) * history.rungs[-1] <= budget.amount
+        busy = [(t.to - t.epoch) * self._epoch_seconds(history, t.recipe, winner) for t in history.running]
+        return elapsed + makespan(self._seed_seconds(history, winner), self.lanes, busy) <= budget.amount
 
-    def _one_seed_seconds(self, history: History, winner: Trial) -> float:
-        """Seconds of wall clock for one seed of winner and controls at full length, shared by the lanes."""
-        recipes = [control_recipe(role, winner.recipe) for role in ROLES]
-        seconds = sum(self._epoch_seconds(history, recipe, winner) for recipe in recipes) * history.rungs[-1]
-        return SAFETY * seconds / self.lanes
+    def _seed_seconds(self, history: History, winner: Trial) -> list[float]:
+        """Seconds of each full training that one final seed needs."""
+        recipes = final_recipes(winner.recipe).values()
+        return [history.rungs[-1] * self._epoch_seconds(history, recipe, winner) for recipe in recipes]
 
     def _epoch_seconds(self, history: History, recipe: Recipe, winner: Trial) -> float:
         """Measured for this recipe if it ran, else the winner's seconds scaled by relative cost."""
@@ -188,3 +208,9 @@ class Engine:
         student = Cost(winner.params, winner.flops)
         scale = relative_cost(recipe, student, self.teacher) / relative_cost(winner.recipe, student, self.teacher)
         return (epoch_seconds([winner]) or 0.0) * scale
+
+
+def _used(history: History) -> int:
+    """Epochs trained, being trained, or lost in a failure."""
+    unreported = [trial for trial in history.trials.values() if trial.state in ("running", "failed")]
+    return history.epochs + sum(max(0, trial.to - trial.epoch) for trial in unreported)

@@ -40,11 +40,14 @@ def at_rung(history: History, rung: int) -> list[Trial]:
 
 
 def promotable(history: History, eta: int = ETA) -> Trial | None:
-    """The paused trial to resume next: of the highest rung first, the best that is among the best 1/eta there."""
+    """The paused trial to resume next: of the highest rung first, the best that is among the best 1/eta there.
+
+    Failed trials count among those that came to the rung at which, or above which, they failed; they are not promoted.
+    """
     for rung in reversed(history.rungs[:-1]):
         reached = at_rung(history, rung)
-        failed_here = sum(t.state == "failed" and t.to == rung for t in history.in_role("search"))
-        for trial in reached[: (len(reached) + failed_here) // eta]:
+        failed = sum(t.state == "failed" and (rung in t.values or t.to == rung) for t in history.in_role("search"))
+        for trial in reached[: (len(reached) + failed) // eta]:
             if trial.state == "paused" and trial.epoch == rung:
                 return trial
     return None
@@ -57,9 +60,10 @@ def interrupted(history: History) -> Trial | None:
 
 
 def leader(history: History) -> Trial | None:
-    """The best trial so far, at the highest rung anyone reached."""
+    """The best trial so far, at the highest rung anyone reached; below the first rung, the one that came furthest."""
     for rung in reversed(history.rungs):
         reached = at_rung(history, rung)
         if reached:
             return reached[0]
-    return None
+    cut_off = [t for t in history.in_role("search") if t.values and t.state != "failed"]
+    return max(cut_off, key=lambda trial: (trial.epoch, standing(trial, trial.epoch)), default=None)

@@ -10,11 +10,12 @@ import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autokd.constraints import Cost, Limits
+from autokd.constraints import MEASURES, Cost, Limits
 from autokd.engine.rungs import at_rung
 from autokd.errors import ConstraintError, InputError
 from autokd.history import History, Trial
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
 Point = dict[str, Value]
 QUASI_RANDOM = 8  # recipes between the published ones and the model
 MODEL_SHARE = 0.75  # of the recipes after that; the rest come from the prior
-MODEL_MOST = 200  # trials the model is fitted to, the best and the newest
+MODEL_MOST = 128  # trials the model is fitted to, the best and the newest
 MODEL_CANDIDATES = 20  # proposals of the model tried against the constraints
-DRAWS = 2000  # draws before a constraint is called unsatisfiable
+DRAWS = 400  # draws before the space is called exhausted
+FREE_DRAWS = 100  # of these; the others take a student that is known to be within the limits
+STUDENTS = 64  # drawn to find such students
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Sampler:
 
     def __init__(self, space: Space, limits: Limits, cost_of: Callable[[StudentSpec], Cost], seed: int) -> None:
         self.space, self.limits, self.cost_of, self.seed = space, limits, cost_of, seed
+        self._exhausted = False
+        self._recorded: dict[tuple[tuple[str, Value], ...], _Recorder] = {}
 
     def propose(self, history: History) -> Proposal:
         """The next recipe. Raises ConstraintError if none can be found within the limits."""
@@ -60,24 +65,22 @@ class Sampler:
             found = self._from_model(history, rung, number, seen)
             if found is not None:
                 return found
-        quasi = number < len(self.space.first) + QUASI_RANDOM
+        quasi = number < len(self.space.published) + QUASI_RANDOM
         return self._drawn(rng, seen, "quasi-random" if quasi else "prior", number)
 
     def check_satisfiable(self) -> None:
-        """Raise ConstraintError, naming the smallest student of the space, unless some student is within the limits."""
-        smallest: dict[str, int] = {}
-        for point in self._corner_points():
-            cost = self._cost(point)
-            if cost is not None and self.limits.allow(cost):
-                return
-            if cost is not None:
-                smallest = {name: min(smallest.get(name, value), value) for name, value in vars(cost).items()}
-        if not smallest:
+        """Raise ConstraintError, naming the smallest students of the space, unless some student is within the limits."""
+        costs = [cost for cost in map(self._cost, self._lowest_points() + self._drawn_points()) if cost is not None]
+        if not costs:
             raise ConstraintError("no student family of the space takes such inputs; choose other families")
-        wanted = ", ".join(f"{name} <= {limit:,.0f}" for name, limit in vars(self.limits).items() if limit is not None)
-        least = ", ".join(f"{value:,} {name}" for name, value in smallest.items())
+        if any(self.limits.allow(cost) for cost in costs):
+            return
+        wanted = " and ".join(
+            f"{name} <= {limit:,.0f}" for name, limit in vars(self.limits).items() if limit is not None
+        )
+        least = " and ".join(f"{min(getattr(cost, name) for cost in costs):,} {name}" for name in MEASURES)
         raise ConstraintError(
-            f"no student of space '{self.space.name}' satisfies {wanted}; the smallest possible has {least}"
+            f"no student of space '{self.space.name}' satisfies {wanted}; the smallest possible are {least}; loosen the limit"
         )
 
     def first_recipe(self) -> Recipe:
@@ -88,31 +91,34 @@ class Sampler:
 
     def _published(self, number: int, seen: set[str]) -> Proposal | None:
         """The first published recipe that was not tried, its student fitted to the limits."""
-        if number >= len(self.space.first):
-            return None
-        for name, partial in self.space.first[number:]:
-            point = self._with_student_within_limits(self.space.complete(partial))
-            found = None if point is None else self._accept(point, f"published: {name}", seen)
+        for entry in self.space.published[number:]:
+            named = dict(entry.values)
+            point = self._with_largest_student(self.space.complete(named), set(named))
+            found = None if point is None else self._accept(point, f"published: {entry.name}", seen)
             if found is not None:
                 return found
         return None
 
     def _drawn(self, rng: random.Random, seen: set[str], source: str, number: int) -> Proposal:
         width = len(self.space.fields)
-        quasi = _sobol(width, number, self.seed) if source == "quasi-random" else None
-        for attempt in range(DRAWS):
-            u = quasi if quasi is not None and attempt == 0 else [rng.random() for _ in range(width)]
-            found = self._accept(self.space.quantile(u, prior=True), source, seen)
+        for attempt in range(0 if self._exhausted else DRAWS):
+            quasi = source == "quasi-random" and attempt == 0
+            u = _sobol(width, number, self.seed) if quasi else [rng.random() for _ in range(width)]
+            point = self.space.quantile(u, prior=True)
+            if attempt >= FREE_DRAWS and self._allowed:
+                point = self._with_student(point, rng.choice(self._allowed))
+            found = self._accept(point, source, seen)
             if found is not None:
                 return found
+        self._exhausted = True
         raise ConstraintError(
-            f"{DRAWS} draws from space '{self.space.name}' gave no new student within the limits; widen either"
+            f"{DRAWS} draws from space '{self.space.name}' gave no new recipe within the limits; widen either"
         )
 
     def _from_model(self, history: History, rung: int, number: int, seen: set[str]) -> Proposal | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Optuna calls multivariate and group experimental
-            study = _study(self.space, history, rung, seed=hash((self.seed, number)) & 0x7FFFFFFF)
+            study = self._study(history, rung, seed=hash((self.seed, number)) & 0x7FFFFFFF)
             for _ in range(MODEL_CANDIDATES):
                 found = self._accept(self.space.suggest(study.ask()), "model", seen)
                 if found is not None:
@@ -121,7 +127,7 @@ class Sampler:
 
     def _model_rung(self, history: History) -> int | None:
         """The highest rung with enough trials to fit a model to."""
-        if len(history.in_role("search")) < len(self.space.first) + QUASI_RANDOM:
+        if len(history.in_role("search")) < len(self.space.published) + QUASI_RANDOM:
             return None
         enough = max(10, min(len(self.space.fields), 20) + 1)
         return next((rung for rung in reversed(history.rungs) if len(at_rung(history, rung)) >= enough), None)
@@ -141,37 +147,94 @@ class Sampler:
         except InputError:  # this family cannot take such inputs
             return None
 
-    def _with_student_within_limits(self, point: Point) -> Point | None:
-        """The point itself, or with the student of the prior that comes closest to the limits from below."""
+    def _with_largest_student(self, point: Point, named: set[str]) -> Point | None:
+        """The point itself, or with the largest known student within the limits that leaves the `named` fields in place."""
         cost = self._cost(point)
         if cost is not None and self.limits.allow(cost):
             return point
-        rest = {name: value for name, value in point.items() if not name.startswith("student.")}
-        rng = random.Random(self.seed)
-        best: tuple[int, Point] | None = None
-        for _ in range(64):
-            drawn = self.space.quantile([rng.random() for _ in self.space.fields], prior=True)
-            student = {name: value for name, value in drawn.items() if name.startswith("student.")}
-            candidate = self.space.complete(student | rest)
-            cost = self._cost(candidate)
-            if cost is not None and self.limits.allow(cost) and (best is None or cost.params > best[0]):
-                best = (cost.params, candidate)
-        return None if best is None else best[1]
+        candidates = [self._with_student(point, student) for student in self._allowed]
+        kept = [other for other in candidates if all(other.get(name) == point[name] for name in named & set(point))]
+        return max(kept, key=self._params, default=None)
 
-    def _corner_points(self) -> list[Point]:
-        """For every family, the point whose student fields are lowest, and some draws for families with choices."""
-        family = next(f for f in self.space.fields if f.name == "student.family")
+    def _with_student(self, point: Point, student: Point) -> Point:
+        rest = {name: value for name, value in point.items() if not name.startswith("student.")}
+        return self.space.complete(student | rest)
+
+    def _params(self, point: Point) -> int:
+        cost = self._cost(point)
+        return 0 if cost is None else cost.params
+
+    @cached_property
+    def _allowed(self) -> list[Point]:
+        """Student fields of some points within the limits."""
+        points = self._lowest_points() + self._drawn_points()
+        costs = [self._cost(point) for point in points]
+        allowed = [p for p, cost in zip(points, costs, strict=True) if cost is not None and self.limits.allow(cost)]
+        return [{name: value for name, value in p.items() if name.startswith("student.")} for p in allowed]
+
+    def _lowest_points(self) -> list[Point]:
+        """For every family, the point whose student fields are lowest."""
+        families = next(entry.choices for entry in self.space.fields if entry.name == "student.family")
         points = []
-        for name in family.choices or (_lowest(family),):
-            lowest: dict[str, Value] = {"student.family": name}
+        for name in families:
+            lowest: Point = {"student.family": name}
             lowest |= {f.name: _lowest(f) for f in self.space.fields if f.name.startswith(f"student.{name}.")}
             points.append(self.space.complete(lowest))
+        return points
+
+    def _drawn_points(self) -> list[Point]:
         rng = random.Random(self.seed)
-        return points + [self.space.quantile([rng.random() for _ in self.space.fields]) for _ in range(64)]
+        return [self.space.quantile([rng.random() for _ in self.space.fields]) for _ in range(STUDENTS)]
+
+    # ---- the model
+
+    def _study(self, history: History, rung: int, seed: int) -> optuna.Study:
+        """An Optuna study of one rung: ranks for values, failures worst, running trials imputed."""
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        sampler = optuna.samplers.TPESampler(
+            multivariate=True, group=True, constant_liar=True, n_startup_trials=0, seed=seed
+        )
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        ranked = _best_and_newest(at_rung(history, rung))
+        failed = [t for t in history.in_role("search") if t.state == "failed"][-MODEL_MOST // 2 :]
+        for place, trial in enumerate(ranked):
+            study.add_trial(self._as_optuna(trial, 1 - place / (len(ranked) + bool(failed))))
+        for trial in failed:
+            study.add_trial(self._as_optuna(trial, 0.0))
+        for trial in history.running:
+            if trial.role == "search":
+                study.add_trial(self._as_optuna(trial, None))
+        return study
+
+    def _as_optuna(self, trial: Trial, value: float | None) -> optuna.trial.FrozenTrial:
+        import optuna
+
+        key = tuple(trial.point.items())
+        if key not in self._recorded:
+            recorder = _Recorder(trial.point)
+            self.space.suggest(recorder)
+            self._recorded[key] = recorder
+        known = self._recorded[key]
+        state = optuna.trial.TrialState.RUNNING if value is None else optuna.trial.TrialState.COMPLETE
+        return optuna.trial.create_trial(
+            state=state, value=value, params=known.params, distributions=known.distributions
+        )
+
+
+def _best_and_newest(reached: list[Trial]) -> list[Trial]:
+    """At most MODEL_MOST trials in their order: the best half, and of the others the newest."""
+    half = MODEL_MOST // 2
+    newest = {trial.id for trial in sorted(reached[half:], key=lambda trial: trial.started)[-half:]}
+    return [trial for place, trial in enumerate(reached) if place < half or trial.id in newest]
 
 
 def _lowest(field: Field) -> Value:
-    return next(value for value in (field.low, *field.choices, field.fixed) if value is not None)
+    if field.kind != "choice":
+        return field.canonical(field.low)
+    numbers = [choice for choice in field.choices if isinstance(choice, int | float)]
+    return min(numbers, default=field.choices[0])
 
 
 def _sobol(width: int, number: int, seed: int) -> list[float]:
@@ -182,42 +245,6 @@ def _sobol(width: int, number: int, seed: int) -> list[float]:
     if number:
         engine.fast_forward(number)
     return [float(u) for u in engine.random(1)[0]]
-
-
-def _study(space: Space, history: History, rung: int, seed: int) -> optuna.Study:
-    """An Optuna study of one rung: ranks for values, failures worst, running trials imputed."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    sampler = optuna.samplers.TPESampler(
-        multivariate=True, group=True, constant_liar=True, n_startup_trials=0, seed=seed
-    )
-    study = optuna.create_study(direction="maximize", sampler=sampler)
-    reached = at_rung(history, rung)
-    half = MODEL_MOST // 2
-    if len(reached) > MODEL_MOST:
-        newest = sorted(reached[half:], key=lambda trial: trial.started)[-half:]
-        reached = reached[:half] + sorted(newest, key=reached.index)
-    failed = [t for t in history.in_role("search") if t.state == "failed"][-half:]
-    ranked: Sequence[Trial] = [*reached, *failed]
-    for place, trial in enumerate(ranked):
-        rank = 1 - place / max(1, len(ranked) - 1) if trial.state != "failed" else 0.0
-        study.add_trial(_frozen(space, trial.point, rank))
-    for trial in history.running:
-        if trial.role == "search":
-            study.add_trial(_frozen(space, trial.point, None))
-    return study
-
-
-def _frozen(space: Space, point: Mapping[str, Value], value: float | None) -> optuna.trial.FrozenTrial:
-    import optuna
-
-    recorder = _Recorder(point)
-    space.suggest(recorder)
-    state = optuna.trial.TrialState.RUNNING if value is None else optuna.trial.TrialState.COMPLETE
-    return optuna.trial.create_trial(
-        state=state, value=value, params=recorder.params, distributions=recorder.distributions
-    )
 
 
 class _Recorder:

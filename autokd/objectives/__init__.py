@@ -69,9 +69,10 @@ def _imported(name: str) -> object:
         )
     try:
         found: object = importlib.import_module(module_name)
-    except (ImportError, SyntaxError) as error:
+    except Exception as error:  # the module is the user's own: whatever it raises is reported in one line
+        told = f"{type(error).__name__}: {error}".splitlines()[0]
         raise RecipeError(
-            f"objective '{name}': '{module_name}' must be importable, got: {error}; check sys.path"
+            f"objective '{name}': '{module_name}' must be importable, got {told}; check sys.path"
         ) from None
     for part in path.split("."):
         if not hasattr(found, part):

@@ -21,6 +21,19 @@ FAMILIES: dict[str, StudentFamily] = {
 }
 
 
+GIVEN: dict[str, StudentFamily] = {}  # families handed over as objects in this process, by the name recipes know
+
+
+def name_of(source: object) -> str:
+    """What recipes call a family: a name as it is; an object "module:name", remembered in GIVEN. Raises InputError."""
+    if isinstance(source, str):
+        return source
+    maker = source if hasattr(source, "__qualname__") else type(source)
+    name = f"{maker.__module__}:{maker.__qualname__}"
+    GIVEN[name] = own.as_family(source, name)
+    return name
+
+
 def families_rules() -> dict[str, Mapping[str, Rule]]:
     """The fields of every registered family, for `Vocabulary.families`."""
     return {name: family.fields for name, family in FAMILIES.items()}
@@ -32,6 +45,8 @@ def resolve(source: object) -> StudentFamily:
         return own.as_family(source, getattr(source, "__name__", type(source).__name__))
     if source in FAMILIES:
         return FAMILIES[source]
+    if source in GIVEN:
+        return GIVEN[source]
     if ":" in source:
         return own.load(source)
     raise InputError(f"unknown student family '{source}'; {nearest(source, FAMILIES)}; or your own as module:attribute")

@@ -125,9 +125,10 @@ def load(name: str) -> StudentFamily:
     module_name, _, attribute = name.partition(":")
     try:
         found: object = importlib.import_module(module_name)
-    except (ImportError, SyntaxError, ValueError) as error:  # ValueError: an empty name
+    except Exception as error:  # the module is the user's own: whatever it raises is reported in one line
+        told = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(
-            f"student '{name}': module '{module_name}' cannot be imported ({error}); is it on sys.path?"
+            f"student '{name}': module '{module_name}' cannot be imported ({told}); is it on sys.path?"
         ) from None
     for part in attribute.split("."):
         if not hasattr(found, part):

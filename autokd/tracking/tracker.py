@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
-FLUSH_SECONDS = 3.0  # between deliveries: fewer, larger calls take less CPU from the lanes
+FLUSH_SECONDS = 5.0  # between deliveries: fewer, larger calls take less CPU from the lanes
 BACKOFF_SECONDS = 10.0  # at most so long between attempts while the server cannot be reached
 
 _PATIENCE = {  # while a tracker lives, unless the user has set them: we retry ourselves, and the terminal is ours

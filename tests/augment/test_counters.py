@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from scipy import stats
@@ -51,7 +53,7 @@ def test_uniform_over_each_counter(where: int) -> None:
     ],
     ids=["index", "epoch", "seed", "view", "stream", "swapped"],
 )
-def test_neighbouring_counters_are_independent(other) -> None:  # type: ignore[no-untyped-def]
+def test_neighbouring_counters_are_independent(other: Callable[[], torch.Tensor]) -> None:
     one, two = uniform(0, 1, ROWS, 1, 5), other()
     assert abs(float(torch.corrcoef(torch.stack([one, two]))[0, 1])) < 4 / len(ROWS) ** 0.5
     cells = (one * 8).long() * 8 + (two * 8).long()

@@ -11,7 +11,7 @@ from autokd.errors import RecipeError
 from autokd.objectives import OBJECTIVES, name_of, objective_rules, resolve
 from autokd.objectives.logits import KD
 from autokd.protocols import Batch, Objective, Outputs
-from autokd.recipe import Recipe, Rule, Vocabulary
+from autokd.recipe import Recipe, Rule, Value, Vocabulary
 
 OWN = """
 from autokd.protocols import Objective
@@ -69,7 +69,12 @@ def test_rules_are_those_a_recipe_is_checked_against(own: str) -> None:
     assert set(rules) == {"kd", f"{own}:Gap"} and rules["kd"]["temperature"].default == 4.0
     assert set(objective_rules()) == set(OBJECTIVES)
     vocabulary = Vocabulary(families={"mlp": {"width": Rule("int", 8, 1, 64)}}, objectives=rules)
-    flat = {"student.family": "mlp", "student.width": 8, f"terms.{own}:Gap.weight": 1.0, f"terms.{own}:Gap.scale": 2.0}
+    flat: dict[str, Value] = {
+        "student.family": "mlp",
+        "student.width": 8,
+        f"terms.{own}:Gap.weight": 1.0,
+        f"terms.{own}:Gap.scale": 2.0,
+    }
     assert Recipe.from_flat(flat).check(vocabulary).terms[0].objective == f"{own}:Gap"
     with pytest.raises(RecipeError, match=r"'scale' must be float in \[0.0, 10.0\], got 11"):
         Recipe.from_flat({**flat, f"terms.{own}:Gap.scale": 11.0}).check(vocabulary)

@@ -1,0 +1,95 @@
+"""What search and distill hand back: a run folder with its student, or one recipe trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from autokd import __version__
+from autokd.constraints import Cost
+from autokd.data import Data
+from autokd.delivery import Delivered, load_delivered
+from autokd.errors import RunFolderError
+from autokd.recipe import Recipe
+from autokd.result import Result
+from autokd.run_folder import RunFolder
+from autokd.teacher import Teacher
+
+
+class SearchResult(Result):
+    """What a search found. Reads the run folder; the student comes with weights, in eval mode."""
+
+    def __init__(self, run_dir: str | Path, teacher: Teacher | None = None) -> None:
+        super().__init__(run_dir)
+        self._teacher = teacher
+        self._delivered: Delivered | None = None
+
+    def student(self) -> nn.Module:
+        """The best student: (N, *input_shape) float rows -> (N, classes) logits. Raises RunFolderError if there is none yet."""
+        return self._student().module
+
+    def example(self, count: int = 1) -> NDArray[np.float32]:
+        """The first training rows as the student takes them: uint8 images divided by 255, other rows as they are."""
+        rows = self._data().train.x[:count]
+        return rows.astype(np.float32) / np.float32(255 if rows.dtype == np.uint8 else 1)
+
+    def report(self, folder: str | Path | None = None) -> Path:
+        """Write one self-contained HTML page and PNGs, by default into the run folder. Returns the page's path."""
+        from autokd.report import write_report
+
+        return write_report(self, Path(folder) if folder is not None else RunFolder(self.run_dir).report)
+
+    def export(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the student as .onnx, .pt2 or .safetensors, checked against the module. Raises ExportError."""
+        from autokd.export import export_student
+
+        delivered = self._student()
+        metadata = {**delivered.about, "recipe": delivered.recipe.to_dict(), "autokd": __version__}
+        return export_student(delivered.module, self.example(), path, metadata=metadata, overwrite=overwrite)
+
+    def _student(self) -> Delivered:
+        if self._delivered is None:
+            self._delivered = load_delivered(RunFolder(self.run_dir).student, self._data())
+        return self._delivered
+
+    def _data(self) -> Data:
+        if self._teacher is None:
+            self._teacher = saved_teacher(RunFolder(self.run_dir))
+        return self._teacher.data
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """One recipe, trained."""
+
+    recipe: Recipe
+    student: nn.Module  # eval mode
+    epochs: int
+    seed: int
+    metric: str
+    metrics: dict[str, float]  # validation
+    test: dict[str, float]
+    history: list[dict[str, Any]]  # one entry an epoch: loss, terms, metrics, seconds
+    cost: Cost
+
+    def headline(self) -> str:
+        """The result in one sentence."""
+        validation, test = self.metrics[self.metric], self.test[self.metric]
+        return f"a student of {self.cost.params:,} parameters after {self.epochs} epochs: {validation:.2%} validation, {test:.2%} test {self.metric}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """A summary that json.dumps takes."""
+        plain = {name: value for name, value in vars(self).items() if name not in ("student", "recipe", "cost")}
+        return {**plain, "recipe": self.recipe.to_dict(), "params": self.cost.params, "flops": self.cost.flops}
+
+
+def saved_teacher(folder: RunFolder) -> Teacher:
+    """The teacher kept in a run folder. Raises RunFolderError if it was a module of the user's own."""
+    if not folder.teacher.exists():
+        raise RunFolderError(f"{folder.path} does not hold its teacher (a module of your own); pass teacher=")
+    return Teacher.load(folder.teacher)

@@ -1,0 +1,190 @@
+"""One session of work on a search: the executor runs it to its end, then student, report and MLflow are finished."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rich.console import Console
+
+from autokd.budget import Budget
+from autokd.core.core import Blueprint
+from autokd.core.device import Setting
+from autokd.delivery import deliver
+from autokd.engine.engine import Engine
+from autokd.errors import InputError
+from autokd.ledger import Ledger
+from autokd.orchestrate.director import Director
+from autokd.orchestrate.inline import run_inline
+from autokd.outcome import SearchResult
+from autokd.progress import Progress, result_table
+from autokd.run_folder import RunFolder
+from autokd.teacher import Teacher
+
+if TYPE_CHECKING:
+    from autokd.tracking import Tracker, TrackingSummary
+
+HIDDEN = "***"  # what tracking.redact puts in place of a secret
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a search is run; kept in the ledger for resume, without the secrets of the tracking URI."""
+
+    executor: str
+    setting: Setting
+    tracking: bool
+    tracking_uri: str | None
+    ray_address: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Settings:
+        return cls(**{**data, "setting": Setting(**data["setting"])})
+
+
+class Lanes(Protocol):
+    """What an executor runs on."""
+
+    @property
+    def lanes(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class OneLane:
+    """What the inline executor runs on."""
+
+    lanes: int = 1
+
+
+@dataclass(frozen=True)
+class Session:
+    teacher: Teacher
+    folder: RunFolder
+    ledger: Ledger
+    engine: Engine
+    budget: Budget
+    settings: Settings
+    lanes: Lanes
+    tracking_uri: str | None  # with its secrets
+    verbose: bool = True
+
+
+@contextmanager
+def open_lanes(executor: str, address: str | None, lanes: int | None) -> Iterator[Lanes]:
+    """Lanes to work on. Raises ClusterError, before anything is trained, if there are none."""
+    if executor == "inline":
+        if address is not None:
+            raise InputError("the inline executor has no cluster: leave out ray_address, or use executor='ray'")
+        yield OneLane()
+        return
+    from autokd.orchestrate.ray_tune import connect
+
+    with connect(address, lanes) as cluster:
+        yield cluster
+
+
+def work(session: Session) -> SearchResult:
+    """Run the search to its end. Whatever happens, the ledger is complete and no MLflow run is left running."""
+    with _tracked(session) as tracker:
+        reason = _search(session, tracker)
+        session.ledger.append("finish", reason=reason)
+        result = SearchResult(session.folder.path, session.teacher)
+        page = result.report()
+        summary = None if tracker is None else _finish_tracking(tracker, result)
+    if session.verbose:
+        show(result, str(page), summary)
+    return result
+
+
+def show(result: SearchResult, page: str, summary: TrackingSummary | None) -> None:
+    """The end of a search, on the terminal."""
+    console = Console()
+    console.print(result_table(result))
+    for line in (
+        result.headline(),
+        f"run folder  {result.run_dir}",
+        f"report      {page}",
+        *([] if summary is None else [str(summary), "            browse it with  autokd ui"]),
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def say(verbose: bool, line: str) -> None:
+    """One line for the user."""
+    if verbose:
+        Console().print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+# ---- inside
+
+
+def _search(session: Session, tracker: Tracker | None) -> str:
+    """Search and finals, then the test split. Returns the reason the search finished."""
+    ledger = session.ledger
+    progress = Progress(
+        list(ledger.events), verbose=int(session.verbose), status=lambda: "" if tracker is None else tracker.status
+    )
+    ledger.listen(progress.event)
+    director = Director(session.engine, ledger)
+    ledger.append("session", pid=os.getpid(), budget=session.budget.to_dict(), lanes=session.lanes.lanes)
+    with progress:
+        reason = _execute(session, director)
+        deliver(director.history, session.folder, ledger, session.teacher)
+    return reason
+
+
+def _execute(session: Session, director: Director) -> str:
+    teacher, folder = session.teacher, session.folder
+    blueprint = Blueprint(teacher.data, teacher.module, str(folder.checkpoints), session.settings.setting)
+    if session.settings.executor == "inline":
+        core = blueprint.build()
+        try:
+            return run_inline(director, core)
+        finally:
+            core.close()
+    from autokd.orchestrate.ray_tune import Cluster, run_ray
+
+    if not isinstance(session.lanes, Cluster):
+        raise TypeError(f"the ray executor needs a Cluster, got {type(session.lanes).__name__}")
+    return run_ray(director, blueprint, session.lanes, folder.path)
+
+
+@contextmanager
+def _tracked(session: Session) -> Iterator[Tracker | None]:
+    """A tracker at work. If the search is broken off, its runs are ended as KILLED and the way on is said."""
+    if not session.settings.tracking:
+        with _way_on(session):
+            yield None
+        return
+    from autokd.tracking import Tracker
+
+    tracker = Tracker(session.tracking_uri, session.folder.path, session.ledger)
+    tracker.start()
+    try:
+        with _way_on(session):
+            yield tracker
+    except BaseException:
+        tracker.finish(timeout=10)
+        raise
+
+
+@contextmanager
+def _way_on(session: Session) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        say(session.verbose, f"broken off; nothing is lost: go on with  autokd resume {session.folder.path}")
+        raise
+
+
+def _finish_tracking(tracker: Tracker, result: SearchResult) -> TrackingSummary:
+    folder = RunFolder(result.run_dir).report
+    if result.best is None:
+        return tracker.finish(artifacts=folder)
+    return tracker.finish(artifacts=folder, model=result.student(), example=result.example(2))

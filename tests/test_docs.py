@@ -1,0 +1,186 @@
+"""What the README and docs/ say is so: programs run, names exist, options parse, links lead somewhere, lists are complete."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+from small import make_small, small_teacher
+from test_imports import FLOORS
+
+import autokd
+from autokd.cli import cli
+from autokd.ledger import EVENTS
+from autokd.objectives import OBJECTIVES
+from autokd.recipe import FLAT_NAMES
+from autokd.space import Space, shipped_spaces
+from autokd.students import FAMILIES
+from docs.make_cli import page
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+pages = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+
+
+def text_of(name: str) -> str:
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    """Fenced blocks of one language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+# ---- programs
+
+
+def test_readme_programs_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_small(monkeypatch)
+    teacher = small_teacher()
+    train, test = teacher.data.train, teacher.data.test
+    yours = {"my_network": teacher.module, "x_train": train.x, "y_train": train.y, "x_test": test.x, "y_test": test.y}
+    space = {"__name__": "readme", **yours}
+    programs = blocks(ROOT / "README.md", "python")
+    assert len(programs) >= 4
+    for number, program in enumerate(programs):
+        exec(compile(program, f"README.md, program {number + 1}", "exec"), space)
+    assert "a student of" in capsys.readouterr().out
+    assert (tmp_path / "student.onnx").stat().st_size > 1000
+    assert space["result"].best is not None
+
+
+@pages
+def test_programs_in_docs_use_what_exists(path: Path) -> None:
+    for program in blocks(path, "python"):
+        for node in ast.walk(ast.parse(program)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "autokd":
+                assert node.attr in autokd.__all__, f"{path.name}: autokd.{node.attr}"
+
+
+@pages
+def test_command_lines_in_docs_parse(path: Path) -> None:
+    for line in "\n".join(blocks(path, "sh")).splitlines():
+        words = shlex.split(line, comments=True)
+        if "autokd" in words:
+            name, *rest = words[words.index("autokd") + 1 :]
+            context = click.Context(
+                cli.commands[name], info_name=name, parent=click.Context(cli, **cli.context_settings)
+            )
+            cli.commands[name].make_parser(context).parse_args(rest)  # raises for options there are not
+
+
+def test_make_targets_in_the_readme_exist() -> None:
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"\bmake (demo|test|check|ui|bench)\b", PAGES[0].read_text(encoding="utf-8")))
+    assert {"demo", "test", "ui"} <= named <= targets
+
+
+def test_the_space_in_the_docs_is_one() -> None:
+    (example,) = blocks(ROOT / "docs" / "spaces.md", "yaml")
+    space = Space.parse(example, autokd.vocabulary())
+    assert space.objectives == ("kd", "dkd") and len(space.first) == 1
+
+
+# ---- nothing is missing
+
+
+def test_every_objective_has_a_heading() -> None:
+    assert set(re.findall(r"^### `(\w+)`$", text_of("methods.md"), re.MULTILINE)) == set(OBJECTIVES)
+
+
+def test_every_objective_parameter_is_described() -> None:
+    sections = re.split(r"^#+ ", text_of("methods.md"), flags=re.MULTILINE)
+    for name, objective in OBJECTIVES.items():
+        (section,) = [each for each in sections if each.startswith(f"`{name}`")]
+        assert [field for field in objective.fields if f"`{field}`" not in section] == []
+
+
+def test_every_public_name_is_documented() -> None:
+    everything = "\n".join(path.read_text(encoding="utf-8") for path in PAGES)
+    missing = [name for name in autokd.__all__ if name != "__version__" and f"autokd.{name}" not in everything]
+    assert missing == []
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (autokd.search, "search.md"),
+        (autokd.resume, "search.md"),
+        (autokd.distill, "search.md"),
+        (autokd.Data, "data.md"),
+        (autokd.Teacher.fit, "teachers-and-students.md"),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_every_argument_is_documented(function: object, name: str) -> None:
+    written = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`\n]+)`", without_code(text_of(name))))))
+    implied = {"family", "spec", "on_epoch"} if function == autokd.Teacher.fit else set()  # said in words
+    arguments = set(inspect.signature(function).parameters) - {"self", "cls"} - implied  # type: ignore[arg-type]
+    assert arguments - written == set()
+
+
+def test_every_recipe_field_is_documented() -> None:
+    assert [name for name in FLAT_NAMES if f"`{name}`" not in text_of("spaces.md")] == []
+
+
+def test_every_shipped_space_is_documented() -> None:
+    assert [name for name in shipped_spaces() if f"| `{name}` |" not in text_of("spaces.md")] == []
+
+
+def test_every_family_is_documented_with_its_ranges() -> None:
+    for name, family in FAMILIES.items():
+        (row,) = [line for line in text_of("teachers-and-students.md").splitlines() if line.startswith(f"| `{name}` |")]
+        for field, rule in family.fields.items():
+            said = re.search(rf"`{field}`[^(]*\((\d+), (\d+)–(\d+)\)", row)
+            assert said is not None and [*map(int, said.groups())] == [rule.default, rule.low, rule.high], field
+
+
+def test_every_ledger_event_is_documented() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", text_of("architecture.md"), re.MULTILINE)
+    assert sorted(rows) == sorted(EVENTS)
+
+
+def test_command_line_page_is_current() -> None:
+    assert text_of("cli.md") == page(), "the commands have changed: run  python -m docs.make_cli"
+
+
+def test_architecture_page_and_import_test_have_the_same_floors() -> None:
+    (drawn,) = blocks(ROOT / "docs" / "architecture.md", "floors")
+    assert [line.split() for line in drawn.splitlines()] == FLOORS
+
+
+# ---- links
+
+
+def anchors(path: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ +(.*)$", without_code(path.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pages
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(path.read_text(encoding="utf-8"))):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        file = (path.parent / name).resolve() if name else path
+        assert file.exists(), f"{path.name}: {target}"
+        assert not anchor or anchor in anchors(file), f"{path.name}: {target} has no such heading"
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    linked = set(re.findall(r"\]\(docs/([\w-]+\.md)\)", PAGES[0].read_text(encoding="utf-8")))
+    assert linked == {path.name for path in PAGES[1:]}
