@@ -32,6 +32,7 @@ from autokd.delivery import ABOUT
 from autokd.engine.engine import Engine
 from autokd.errors import BudgetError, InputError, RecipeError, RunFolderError
 from autokd.ledger import Ledger
+from autokd.objectives import resolve as resolve_objective
 from autokd.orders import Order
 from autokd.outcome import Distilled, SearchResult, saved_teacher
 from autokd.plan import Plan, make_plan
@@ -104,14 +105,12 @@ def search(
     with ExitStack() as stack:
         opened = stack.enter_context(open_lanes(executor, ray_address, lanes))
         engine.lanes = opened.lanes
+        first = engine.sampler.first_recipe()  # tried before there is a folder: if it raises, nothing is left behind
+        setting, seconds = calibrate(teacher.data, teacher.module, first, device or default_device(), Path())
         folder = RunFolder.create(run_dir, name or teacher.data.name)
         stack.callback(folder.close)
         ledger = Ledger(folder.ledger)
         stack.callback(ledger.close)
-        first = engine.sampler.first_recipe()
-        setting, seconds = calibrate(
-            teacher.data, teacher.module, first, device or default_device(), folder.checkpoints
-        )
         plan = make_plan(
             budget, chosen.epochs, opened.lanes, seconds, teacher.value, setting, epochs, teacher.data.notes
         )
@@ -161,7 +160,7 @@ def resume(
         if result.history.finished and more is None:
             say(verbose, f"this search is finished ({result.history.finished}); give it more budget to go on")
             _deliver_what_is_left(folder, settings, uri, verbose)
-            return SearchResult(folder.path, teacher)
+            return SearchResult(folder.path)
         chosen = Space.from_dict(head["space"], vocabulary())
         opened = stack.enter_context(open_lanes(settings.executor, settings.ray_address, lanes))
         limits = Limits(**head["constraints"])
@@ -201,7 +200,7 @@ def distill(
         say(verbose, f"distilling {size}: {total} epochs, about {total * seconds:.0f} s, {setting.precision}")
         report = core.advance(Order(trial="student", recipe=recipe, seed=seed, to=total, total=total))
         tensors, _ = checkpoint.load(core.checkpoint_path("student"))
-    student = load_student(recipe, teacher.data, tensors)
+    student = load_student(recipe, teacher.data.input_shape, teacher.data.classes, tensors)
     test = evaluate(student, teacher.data, teacher.data.test, teacher.task.name)
     return Distilled(recipe, student, total, seed, teacher.task.metric, report.metrics, test, report.history, cost)
 
@@ -232,6 +231,7 @@ def _space_for(
     space = Space.load(_default_space(teacher.data.input_shape) if source is None else source, vocabulary())
     if objectives is not None:
         space = space.restrict(objectives)
+    space = _what_the_teacher_can_teach(space, teacher, objectives or ())
     if students is None:
         return space
     names = [name_of(each) for each in students]
@@ -240,6 +240,17 @@ def _space_for(
         if not resolve_family(name).fields:  # one architecture: say now why it cannot be trained here
             CostOf(teacher.data)(StudentSpec(family=name))
     return space
+
+
+def _what_the_teacher_can_teach(space: Space, teacher: Teacher, asked_for: Sequence[str]) -> Space:
+    """Without the objectives that compare what this teacher does not put out. Raises InputError if one was asked for by name."""
+    lacking = {name for name in ("embedding", "stages") if not getattr(teacher.shapes, name)}
+    unmet = [name for name in space.objectives if resolve_objective(name).needs & lacking]
+    for name in set(asked_for) & set(unmet):
+        raise InputError(
+            f"objective '{name}' compares {' and '.join(sorted(lacking))}, which this teacher does not have; leave it out"
+        )
+    return space.restrict([name for name in space.objectives if name not in unmet]) if unmet else space
 
 
 def _default_space(input_shape: tuple[int, ...]) -> str:

@@ -6,31 +6,27 @@ Exit codes: 0 done, 1 something outside the input went wrong (run folder, cluste
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from autokd import __version__
-from autokd.errors import AutokdError, InputError, TeacherError, nearest
+from autokd.cli_input import check_before_teacher, constraints_of, names_of, teacher_of
+from autokd.errors import AutokdError, InputError
 
 if TYPE_CHECKING:
-    from autokd.data import Data
     from autokd.outcome import SearchResult
-    from autokd.teacher import Teacher
 
 NO_STUDENT, INTERRUPTED = 3, 130
 TEACHER_HELP = (
     "digits (built in), fit or fit:FAMILY with --data, a folder written by Teacher.save, models:/NAME/VERSION in MLflow, "
     "or module:attribute of your own with --data."
 )
-TEACHERS = ("digits", "fit", "fit:mlp", "fit:resnet", "fit:plain", "fit:mobilenet", "models:/")
 DATA_HELP = "digits, a .npz with x_train, y_train[, x_test, y_test], or torchvision:NAME with --root."
 
 
@@ -148,12 +144,10 @@ def search(
     from autokd import api
 
     verbose = not (quiet or as_json)
-    named = {"objectives": _names("objectives", objectives), "students": _names("students", students)}
-    limits = _constraints(constraints)
-    _check_before_teacher(budget, limits, **named, **rest)
-    result = api.search(
-        _teacher(teacher, data, root, verbose), budget, constraints=limits, verbose=verbose, **named, **rest
-    )
+    rest |= {"objectives": names_of("objectives", objectives), "students": names_of("students", students)}
+    limits = constraints_of(constraints)
+    check_before_teacher(budget, limits, **rest)
+    result = api.search(teacher_of(teacher, data, root, verbose), budget, constraints=limits, verbose=verbose, **rest)
     return _conclude(result, as_json)
 
 
@@ -181,7 +175,7 @@ def resume(
     from autokd import api
 
     verbose = not (quiet or as_json)
-    own = None if teacher is None else _teacher(teacher, data, root, verbose)
+    own = None if teacher is None else teacher_of(teacher, data, root, verbose)
     return _conclude(api.resume(run_dir, budget, teacher=own, verbose=verbose, **rest), as_json)
 
 
@@ -213,7 +207,7 @@ def distill(
     check_settings(epochs=epochs, seed=seed)
     api.read_recipe(recipe)[0].check(vocabulary())  # before a teacher is trained
     done = api.distill(
-        _teacher(teacher, data, root, verbose), recipe, epochs=epochs, seed=seed, folder=out, verbose=verbose
+        teacher_of(teacher, data, root, verbose), recipe, epochs=epochs, seed=seed, folder=out, verbose=verbose
     )
     if as_json:
         click.echo(json.dumps(done.to_dict()))
@@ -227,7 +221,9 @@ def distill(
 
 @cli.command()
 @click.argument("run_dir", type=click.Path())
-@click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="Trials of the leaderboard to print.")
+@click.option(
+    "--top", type=click.IntRange(min=1), default=10, show_default=True, help="Trials of the leaderboard to print."
+)
 @click.option("--sync", is_flag=True, help="First deliver to MLflow what it has not received.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 def show(run_dir: str, top: int, sync: bool, as_json: bool) -> int:
@@ -332,137 +328,6 @@ def doctor(as_json: bool) -> int:
         for topic, finding in findings.items():
             click.echo(f"{topic:12} {finding}")
     return 1 if findings["missing"] else 0
-
-
-# ---- reading arguments
-
-
-def _check_before_teacher(
-    budget: str,
-    limits: dict[str, object] | None,
-    *,
-    objectives: list[str] | None,
-    students: list[str] | None,
-    space: str | None,
-    run_dir: str | None,
-    tracking: bool,
-    tracking_uri: str | None,
-    **settings: Any,
-) -> None:
-    """Whatever can be wrong without a teacher is said before one is trained."""
-    from autokd.arguments import check_names, check_settings
-    from autokd.budget import Budget
-    from autokd.constraints import Cost, parse_limits
-    from autokd.run_folder import RunFolder
-
-    Budget.parse(budget)
-    check_settings(**settings)
-    check_names(space, objectives, students)
-    parse_limits(limits, Cost(1, 1))
-    if run_dir is not None:
-        RunFolder.check_new(run_dir)
-    if tracking:
-        from autokd.tracking import check
-
-        check(tracking_uri)
-
-
-def _teacher(source: str, data: str | None, root: str | None, verbose: bool) -> Teacher:
-    from autokd.data import Data
-    from autokd.teacher import Teacher
-
-    if source == "digits" and data not in (None, "digits"):
-        raise TeacherError(f"--teacher digits is made for the digits, got --data {data}; use --teacher fit with --data")
-    if source.partition(":")[0] == "fit" and data is None:
-        raise TeacherError("--teacher fit needs the data to fit it to; add --data")
-    rows = None if data is None else Data.load(data, root)
-    if source == "digits" or source.partition(":")[0] == "fit":
-        family = "resnet" if source in ("digits", "fit") else source.partition(":")[2]
-        with _fitting(verbose) as on_epoch:
-            return Teacher.fit(rows or "digits", family, on_epoch=on_epoch)
-    if source.startswith(("models:/", "runs:/")) or Path(source).is_dir():
-        return Teacher.load(source, rows)
-    if ":" in source:
-        return _own_teacher(source, rows)
-    raise TeacherError(f"unknown teacher '{source}'; {nearest(source, TEACHERS)}; or a folder, or module:attribute")
-
-
-def _own_teacher(source: str, data: Data | None) -> Teacher:
-    """A Teacher, a module, or a function without arguments that makes one."""
-    from torch import nn
-
-    from autokd.teacher import Teacher
-
-    module, _, attribute = source.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # the module is the user's own: whatever it raises is reported in one line
-        raise TeacherError(
-            f"--teacher {source} must name something importable: {_told(error)}; run where {module or 'your module'}.py lies"
-        ) from None
-    builder = None
-    if not isinstance(found, nn.Module | Teacher) and callable(found):
-        builder = source
-        try:
-            found = found()
-        except Exception as error:  # so is the function
-            raise TeacherError(
-                f"--teacher {source} is called without arguments, and raised {_told(error)}; call it yourself"
-            ) from None
-    if isinstance(found, Teacher):
-        return found
-    if data is None:
-        raise TeacherError(f"--teacher {source} is a module without data; add --data")
-    return Teacher(found, data, name=attribute, builder=builder)
-
-
-@contextmanager
-def _fitting(verbose: bool) -> Iterator[Callable[[int, int, float], None]]:
-    """A progress bar for a teacher in training; shown only if one has to be trained."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("training the teacher"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} epochs, {task.fields[value]}"),
-    )
-    progress = Progress(*columns, TimeRemainingColumn(), disable=not verbose)
-    task = progress.add_task("teacher", total=None, value="")
-
-    def on_epoch(epoch: int, epochs: int, value: float) -> None:
-        progress.start()
-        progress.update(task, completed=epoch, total=epochs, value=f"validation {value:.2%}")
-
-    try:
-        yield on_epoch
-    finally:
-        if progress.live.is_started:
-            progress.stop()
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-def _names(option: str, text: str | None) -> list[str] | None:
-    if text is None:
-        return None
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise InputError(f"--{option} must name at least one, got '{text}'; leave it out for all")
-    return names
-
-
-def _constraints(pairs: tuple[str, ...]) -> dict[str, object] | None:
-    if not pairs:
-        return None
-    read: dict[str, object] = {}
-    for pair in pairs:
-        name, equals, limit = pair.partition("=")
-        if not equals:
-            raise InputError(f"--constraint must be NAME=LIMIT, got '{pair}'; write for example params=50k")
-        read[name.strip()] = limit.strip()
-    return read
 
 
 def _conclude(result: SearchResult, as_json: bool) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from autokd.errors import ConstraintError, nearest
 
 MEASURES = ("params", "flops")
 SUFFIX = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
+LARGEST = 1e18
 DEFAULT = {"params": "teacher/10"}  # printed in every plan
 
 
@@ -41,6 +43,8 @@ def parse_limits(constraints: Mapping[str, object] | None, teacher: Cost) -> Lim
 
     Raises ConstraintError for unknown measures and unreadable or non-positive limits.
     """
+    if not isinstance(constraints, Mapping | None):
+        raise ConstraintError(f"constraints must be a mapping such as {{'params': '50k'}}, got {constraints!r:.60}")
     values: dict[str, float] = {}
     for name, limit in (DEFAULT if constraints is None else constraints).items():
         if name not in MEASURES:
@@ -50,15 +54,22 @@ def parse_limits(constraints: Mapping[str, object] | None, teacher: Cost) -> Lim
 
 
 def _limit(name: str, limit: object, of_teacher: int) -> float:
-    rule = f"constraint '{name}' must be a positive number, '50k' or 'teacher/10', got {limit!r}"
+    rule = f"constraint '{name}' must be a positive number, '50k' or 'teacher/10', got {_shown(limit)}"
     if isinstance(limit, int | float) and not isinstance(limit, bool):
-        value = float(limit)
+        value = float(limit) if abs(limit) < LARGEST else math.inf
     elif match := re.fullmatch(r"teacher\s*/\s*(\d+(?:\.\d+)?)", str(limit).strip()):
         value = of_teacher / float(match[1]) if float(match[1]) else 0.0
     elif match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?)", str(limit).strip().lower()):
         value = float(match[1]) * SUFFIX[match[2]]
     else:
         raise ConstraintError(rule)
-    if not 0 < value < float("inf"):
+    if not 0 < value < LARGEST:
         raise ConstraintError(rule)
     return value
+
+
+def _shown(limit: object) -> str:
+    try:
+        return f"{limit!r:.60}"
+    except ValueError:  # an integer of too many digits to print
+        return "a very large number"

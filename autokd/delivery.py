@@ -12,6 +12,7 @@ from autokd.core import checkpoint
 from autokd.core.run import load_student
 from autokd.data import Data
 from autokd.engine.controls import ROLES
+from autokd.engine.rungs import leader
 from autokd.errors import CheckpointError, RunFolderError
 from autokd.history import History, Trial
 from autokd.ledger import Ledger
@@ -45,8 +46,8 @@ def deliver(history: History, folder: RunFolder, ledger: Ledger, teacher: Teache
             "test", role="teacher", trial=None, value=teacher.evaluate(teacher.data.test)[teacher.task.metric]
         )
     finals = [trial for role in ROLES for trial in history.finals(role) if trial.state == "complete"]
-    for trial in finals or [chosen]:
-        role = trial.role if finals else "winner"
+    for trial in finals if chosen in finals else [chosen, *finals]:
+        role = "winner" if trial is chosen else trial.role
         if (role, trial.id) not in measured:
             module = student_of(trial, folder, teacher.data)
             value = evaluate(module, teacher.data, teacher.data.test, teacher.task.name)[teacher.task.metric]
@@ -57,10 +58,10 @@ def deliver(history: History, folder: RunFolder, ledger: Ledger, teacher: Teache
 def student_of(trial: Trial, folder: RunFolder, data: Data) -> nn.Module:
     """The student in a trial's checkpoint, in eval mode."""
     tensors, _ = checkpoint.load(folder.checkpoints / (trial.checkpoint or ""))
-    return load_student(trial.recipe, data, tensors)
+    return load_student(trial.recipe, data.input_shape, data.classes, tensors)
 
 
-def load_delivered(folder: Path, data: Data) -> Delivered:
+def load_delivered(folder: Path) -> Delivered:
     """The saved student of a finished search. Raises RunFolderError if there is none."""
     try:
         about = json.loads((folder / ABOUT).read_text())
@@ -70,13 +71,12 @@ def load_delivered(folder: Path, data: Data) -> Delivered:
         raise RunFolderError(
             f"{folder} holds no student: {error}; finish the search with autokd.resume first"
         ) from None
-    return Delivered(load_student(recipe, data, tensors), recipe, about)
+    module = load_student(recipe, tuple(about["input_shape"]), about["classes"], tensors)
+    return Delivered(module, recipe, about)
 
 
 def _chosen(history: History) -> Trial | None:
     """The winner's final seed with the best validation value; without finals, the leader of the search."""
-    from autokd.engine.rungs import leader
-
     finals = [trial for trial in history.finals("winner") if trial.state == "complete"]
     if finals:
         return max(finals, key=lambda trial: trial.values[trial.epoch])
@@ -104,4 +104,4 @@ def _save(trial: Trial, history: History, folder: RunFolder, data: Data) -> Deli
     checkpoint.save(folder.student / WEIGHTS, student, {"trial": trial.id})
     (folder.student / RECIPE).write_text(json.dumps(trial.recipe.to_dict(), indent=1))
     (folder.student / ABOUT).write_text(json.dumps(about, indent=1))
-    return Delivered(load_student(trial.recipe, data, tensors), trial.recipe, about)
+    return Delivered(load_student(trial.recipe, data.input_shape, data.classes, tensors), trial.recipe, about)

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from autokd import __version__
 from autokd.constraints import Cost
-from autokd.data import Data
 from autokd.delivery import Delivered, load_delivered
 from autokd.errors import RunFolderError
 from autokd.recipe import Recipe
@@ -24,19 +22,13 @@ from autokd.teacher import Teacher
 class SearchResult(Result):
     """What a search found. Reads the run folder; the student comes with weights, in eval mode."""
 
-    def __init__(self, run_dir: str | Path, teacher: Teacher | None = None) -> None:
+    def __init__(self, run_dir: str | Path) -> None:
         super().__init__(run_dir)
-        self._teacher = teacher
         self._delivered: Delivered | None = None
 
     def student(self) -> nn.Module:
         """The best student: (N, *input_shape) float rows -> (N, classes) logits. Raises RunFolderError if there is none yet."""
         return self._student().module
-
-    def example(self, count: int = 1) -> NDArray[np.float32]:
-        """The first training rows as the student takes them: uint8 images divided by 255, other rows as they are."""
-        rows = self._data().train.x[:count]
-        return rows.astype(np.float32) / np.float32(255 if rows.dtype == np.uint8 else 1)
 
     def report(self, folder: str | Path | None = None) -> Path:
         """Write one self-contained HTML page and PNGs, by default into the run folder. Returns the page's path."""
@@ -50,17 +42,13 @@ class SearchResult(Result):
 
         delivered = self._student()
         metadata = {**delivered.about, "recipe": delivered.recipe.to_dict(), "autokd": __version__}
-        return export_student(delivered.module, self.example(), path, metadata=metadata, overwrite=overwrite)
+        example = np.zeros((1, *delivered.about["input_shape"]), np.float32)
+        return export_student(delivered.module, example, path, metadata=metadata, overwrite=overwrite)
 
     def _student(self) -> Delivered:
         if self._delivered is None:
-            self._delivered = load_delivered(RunFolder(self.run_dir).student, self._data())
+            self._delivered = load_delivered(RunFolder(self.run_dir).student)
         return self._delivered
-
-    def _data(self) -> Data:
-        if self._teacher is None:
-            self._teacher = saved_teacher(RunFolder(self.run_dir))
-        return self._teacher.data
 
 
 @dataclass(frozen=True)

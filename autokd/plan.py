@@ -8,12 +8,14 @@ from typing import Any
 
 from autokd.budget import Budget
 from autokd.core.device import Setting
-from autokd.engine.controls import ROLES, SEEDS
+from autokd.engine.controls import SEEDS
+from autokd.engine.cost import makespan
 from autokd.engine.engine import FINAL_SHARE
 from autokd.engine.rungs import ETA, rungs_for
 
 SHORTEST = 3  # epochs of a full training
-TRAININGS = 2.5 * SEEDS  # the finals in full trainings: winner and default KD, and no distillation at about half the cost
+LONGEST_SHARE = 0.08  # of a time budget for one full training: recipes may cost five times the one that is measured
+FINALS = SEEDS * (1.0, 0.5, 1.0)  # in full trainings: winner, no distillation at about half the cost, default KD
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,12 @@ def make_plan(
 ) -> Plan:
     """`longest` is the space's full training; a time or epoch budget may buy less. `epochs` overrides both."""
     full = epochs or min(longest, _affordable(budget, lanes, epoch_seconds))
-    if full < SHORTEST and epochs is None:
-        full = SHORTEST
-        notes = (*notes, f"the budget is very short: trainings have {SHORTEST} epochs and the finals may exceed it")
+    shortest = min(SHORTEST, longest)
+    if full < shortest and epochs is None:
+        full = shortest
+        notes = (*notes, f"the budget is very short: trainings have {shortest} epochs and the finals may exceed it")
     rungs = rungs_for(full)
-    final = TRAININGS * full * epoch_seconds / lanes
+    final = makespan(FINALS, lanes) * full * epoch_seconds
     seconds = budget.amount * (1 - FINAL_SHARE) if budget.kind == "seconds" else None
     return Plan(
         teacher_value=teacher_value,
@@ -70,9 +73,10 @@ def make_plan(
 def _affordable(budget: Budget, lanes: int, epoch_seconds: float) -> int:
     """Epochs of a full training such that the finals fit into their share of the budget."""
     if budget.kind == "seconds":
-        return int(FINAL_SHARE * budget.amount * lanes / (TRAININGS * epoch_seconds))
+        share = min(FINAL_SHARE / makespan(FINALS, lanes), LONGEST_SHARE)
+        return int(share * budget.amount / epoch_seconds)
     if budget.kind == "epochs":
-        return int(FINAL_SHARE * budget.amount / (len(ROLES) * SEEDS))
+        return int(FINAL_SHARE * budget.amount / len(FINALS))
     return 10**9
 
 

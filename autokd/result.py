@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from autokd import words
 from autokd.errors import InputError, RunFolderError, nearest
-from autokd.gain import CONTROLS, Gain, Split, paired_gain, sample_sd
+from autokd.gain import CONTROLS, Gain, Split, control_recipe, paired_gain, sample_sd
 from autokd.history import History, Trial
 from autokd.ledger import read_events
 from autokd.recipe import Recipe
@@ -99,12 +99,12 @@ class Result:
                 f"a run folder must hold {LEDGER}, got {self.run_dir}; give the folder that autokd search printed"
             )
         self.events, self.problems, _ = read_events(path)
-        self.history = History.replay(self.events)
-        if not self.history.head:
+        if not any(event["event"] == "search" for event in self.events):
             raise RunFolderError(
                 f"{path} must begin with a search, got {len(self.events)} events without one; "
                 "start a search in a new folder"
             )
+        self.history = History.replay(self.events)
         self._rows = _final_rows(self.history)
 
     def __repr__(self) -> str:
@@ -184,9 +184,14 @@ class Result:
         return next(row for row in self._rows if row.role == role)
 
     def gain(self, control: str, split: Split = "test") -> Gain | None:
-        """What the search brought over a control ("no_kd" or "default_kd"); None before any pair is measured."""
+        """What the search brought over a control ("no_kd" or "default_kd").
+
+        None before any pair is measured, and where the winner's recipe is the control's.
+        """
         if control not in CONTROLS:
             raise InputError(f"unknown control '{control}'; {nearest(control, CONTROLS)}")
+        if _is_the_winner(self.history, control):
+            return None
         ours, theirs = _scores(self.history, "winner", split), _scores(self.history, control, split)
         return paired_gain(control, split, [ours[key] - theirs[key] for key in sorted(ours.keys() & theirs.keys())])
 
@@ -266,21 +271,25 @@ def chosen(history: History) -> Trial | None:
 def _finalists(history: History, role: str) -> list[Trial]:
     """Final trials of the present winner that reached the role's highest epoch, by seed.
 
-    A search that was resumed with more budget may have chosen another winner: finals of the old one are left out.
+    A search that was resumed with more budget may have chosen another winner: finals of the old one are left out. A control
+    that is the winner's own recipe was not trained again.
     """
     winner = chosen(history)
     if winner is None or history.winner is None:
         return []
-    ours = [
-        trial
-        for trial in history.in_role(role)
-        if trial.values
-        and trial.state != "failed"
-        and (trial.recipe == winner.recipe if role == "winner" else trial.recipe.student == winner.recipe.student)
-    ]
+    wanted = winner.recipe if role == "winner" else control_recipe(role, winner.recipe)
+    trained_as = "winner" if wanted == winner.recipe else role
+    final = [trial for trial in history.in_role(trained_as) if trial.values and trial.state != "failed"]
+    ours = [trial for trial in final if trial.recipe == wanted]
     reached = max((trial.epoch for trial in ours), default=0)
     latest = {trial.seed: trial for trial in ours if trial.epoch == reached}
     return [latest[seed] for seed in sorted(latest)]
+
+
+def _is_the_winner(history: History, control: str) -> bool:
+    """Whether this control would have the winner's own recipe."""
+    winner = chosen(history)
+    return winner is not None and history.winner is not None and control_recipe(control, winner.recipe) == winner.recipe
 
 
 def _tests(history: History) -> dict[str, float]:
@@ -301,7 +310,8 @@ def _final_rows(history: History) -> list[Row]:
     for role in ("winner", *CONTROLS):
         trials = _finalists(history, role)
         if trials:
-            rows.append(_student_row(history, role, LABELS[role], trials))
+            same = " (the winner is this recipe)" if role in CONTROLS and _is_the_winner(history, role) else ""
+            rows.append(_student_row(history, role, LABELS[role] + same, trials))
         elif role == "winner" and (trial := chosen(history)) is not None:
             rows.append(_student_row(history, role, "best student of the search", [trial]))
     return rows

@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 from rich.console import Console
 
 from autokd.budget import Budget
 from autokd.core.core import Blueprint
 from autokd.core.device import Setting
+from autokd.data import Data
 from autokd.delivery import deliver
 from autokd.engine.engine import Engine
 from autokd.errors import InputError
@@ -94,9 +96,9 @@ def work(session: Session) -> SearchResult:
     with _tracked(session) as tracker:
         reason = _search(session, tracker)
         session.ledger.append("finish", reason=reason)
-        result = SearchResult(session.folder.path, session.teacher)
+        result = SearchResult(session.folder.path)
         page = result.report()
-        summary = None if tracker is None else _finish_tracking(tracker, result)
+        summary = None if tracker is None else _finish_tracking(tracker, result, session.teacher.data)
     if session.verbose:
         show(result, str(page), summary)
     return result
@@ -183,8 +185,10 @@ def _way_on(session: Session) -> Iterator[None]:
         raise
 
 
-def _finish_tracking(tracker: Tracker, result: SearchResult) -> TrackingSummary:
+def _finish_tracking(tracker: Tracker, result: SearchResult, data: Data) -> TrackingSummary:
     folder = RunFolder(result.run_dir).report
     if result.best is None:
         return tracker.finish(artifacts=folder)
-    return tracker.finish(artifacts=folder, model=result.student(), example=result.example(2))
+    rows = data.train.x[:2]
+    example = rows.astype(np.float32) / np.float32(255 if rows.dtype == np.uint8 else 1)
+    return tracker.finish(artifacts=folder, model=result.student(), example=example)

@@ -10,6 +10,8 @@ import hashlib
 import importlib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,21 +21,22 @@ from torch import Tensor, nn
 
 from autokd.constraints import Cost
 from autokd.core import checkpoint
-from autokd.core.core import TrainingCore
-from autokd.core.data import Resident, to_float
+from autokd.core.core import TrainingCore, calibrate
+from autokd.core.data import to_float
 from autokd.core.device import Setting, cpu_count, default_device
 from autokd.core.loop import train_epoch
 from autokd.core.run import Run, load_student
 from autokd.data import Data, Split
-from autokd.errors import CheckpointError, TeacherError, TrialFailure, nearest
-from autokd.recipe import AugmentSpec, OptimSpec, Recipe, StudentSpec, Value
-from autokd.students import FAMILIES
+from autokd.errors import CheckpointError, InputError, TeacherError, TrialFailure, nearest
+from autokd.protocols import Shapes
+from autokd.recipe import AugmentSpec, OptimSpec, Recipe, StudentSpec, Value, Vocabulary
+from autokd.students import FAMILIES, families_rules
 from autokd.students.describe import count
-from autokd.students.tap import logits_of
+from autokd.students.tap import Tap, logits_of
 from autokd.tasks import TASKS
 
 FORMAT = 1
-WEIGHTS, ABOUT = "teacher.safetensors", "teacher.json"
+WEIGHTS, ABOUT, ROWS = "teacher.safetensors", "teacher.json", "data"
 LARGE: dict[str, dict[str, Value]] = {  # what `fit` trains when no spec is given
     "resnet": {"width": 32, "depth1": 2, "depth2": 2, "depth3": 2},
     "plain": {"width": 32, "depth1": 2, "depth2": 2, "depth3": 2},
@@ -41,6 +44,7 @@ LARGE: dict[str, dict[str, Value]] = {  # what `fit` trains when no spec is give
     "mlp": {"width": 512, "depth": 3},
 }
 FIT_EPOCHS = 30
+KEPT = {"name", "builder", "data"}  # in every description
 
 
 class Teacher:
@@ -73,6 +77,8 @@ class Teacher:
             raise TeacherError(f"unknown task '{task}'; {nearest(task, TASKS)}")
         self.module, self.data, self.name, self.task = module.eval().requires_grad_(False), data, name, TASKS[task]
         self.builder, self.about = builder, dict(about or {})
+        if builder is not None:
+            _builder(builder)
         self._check_output()
 
     # ---- making one
@@ -99,18 +105,23 @@ class Teacher:
         if epochs < 1:
             raise TeacherError(f"a teacher needs at least 1 epoch, got {epochs}")
         fields = {**LARGE[family], **(spec or {})}
+        Recipe(student=StudentSpec.model_validate({"family": family, **fields})).check(Vocabulary(families_rules()))
+        misfit = FAMILIES[family].misfit(data.input_shape)
+        if misfit is not None:
+            raise TeacherError(f"family '{family}' does not take rows of shape {data.input_shape}: {misfit}")
         about = {"family": family, "spec": fields, "epochs": epochs, "seed": seed, "data_fingerprint": data.fingerprint}
         folder = cache_folder() / _key(about)
         if cache and (folder / ABOUT).exists():
             try:
                 return cls.load(folder, data)
-            except (TeacherError, CheckpointError):  # of an older version or torn: train again
+            except TeacherError:  # of an older version or torn: train again
                 pass
         teacher = cls(
             _fit(data, family, fields, epochs, seed, on_epoch), data, name=f"{family}-{data.name}", about=about
         )
         if cache:
-            teacher.save(folder)
+            with suppress(CheckpointError, OSError):  # a cache that cannot be written costs time, not the teacher
+                teacher._write(folder, data.origin)
         return teacher
 
     @classmethod
@@ -124,23 +135,29 @@ class Teacher:
         folder = Path(source)
         try:
             about = json.loads((folder / ABOUT).read_text())
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise TeacherError(
                 f"a teacher folder must hold a readable {ABOUT}, {folder}: {error}; write it with save()"
             ) from None
-        if about.get("format") != FORMAT:
-            raise TeacherError(
-                f"teacher format must be {FORMAT}, got {about.get('format')!r} in {folder}; save it again"
-            )
-        data = data or Data.from_origin(about["data"])
-        tensors, _ = checkpoint.load(folder / WEIGHTS)
+        version = about.get("format") if isinstance(about, dict) else None
+        if version != FORMAT:
+            raise TeacherError(f"teacher format must be {FORMAT}, got {version!r} in {folder}; save it again")
+        missing = sorted(KEPT - about.keys())
+        if missing:
+            raise TeacherError(f"{folder / ABOUT} must have {', '.join(missing)}; write it with save()")
+        origin = about["data"]
+        if origin.get("path") == ROWS:
+            origin = {**origin, "path": str(folder / ROWS)}
+        data = data or Data.from_origin(origin)
         module = _rebuild(about, data)
         try:
+            tensors, _ = checkpoint.load(folder / WEIGHTS)
             module.load_state_dict(tensors)
+        except CheckpointError as error:
+            raise TeacherError(f"{str(error).partition(';')[0]}; save the teacher again") from None
         except RuntimeError as error:
-            raise TeacherError(
-                f"weights in {folder} do not fit its architecture: {str(error).splitlines()[0]}"
-            ) from None
+            problem = " ".join(str(error).splitlines()[:2])
+            raise TeacherError(f"weights in {folder} do not fit its architecture on {data.name}: {problem}") from None
         return cls(module, data, name=about["name"], builder=about.get("builder"), about=about)
 
     @classmethod
@@ -158,6 +175,13 @@ class Teacher:
     @cached_property
     def cost(self) -> Cost:
         return count(self.module, self.data.input_shape)
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        """Of what the teacher puts out: no stages or no embedding where it has none."""
+        tap = Tap(self.module, to_float(torch.tensor(self.data.train.x[:2])))
+        tap.close()
+        return tap.shapes
 
     @cached_property
     def metrics(self) -> dict[str, float]:
@@ -201,11 +225,15 @@ class Teacher:
                 "a module of your own can only be saved with builder='module:attribute', the function that makes it"
             )
         folder = Path(folder)
+        rows_known = self.data.origin["kind"] != "arrays"
+        if rows_known:
+            return self._write(folder, self.data.origin)
+        return self._write(folder, {**self.data.save(folder / ROWS), "path": ROWS})  # moves with the folder
+
+    def _write(self, folder: Path, origin: Mapping[str, Any]) -> Path:
+        """Weights first: where the description is, they are whole."""
         checkpoint.save(folder / WEIGHTS, self.module.state_dict(), {"name": self.name})
-        origin = self.data.origin
-        if origin["kind"] == "arrays":
-            origin = self.data.save(folder / "data")
-        about = {**self.about, "format": FORMAT, "name": self.name, "builder": self.builder, "data": origin}
+        about = {**self.about, "format": FORMAT, "name": self.name, "builder": self.builder, "data": dict(origin)}
         (folder / ABOUT).write_text(json.dumps(about, indent=1))
         return folder
 
@@ -227,15 +255,15 @@ class Teacher:
 
 def evaluate(module: nn.Module, data: Data, split: Split, task: str) -> dict[str, float]:
     """Metrics of a module on a split, float32, eval mode."""
-    x, y = Resident(data).float_rows(split)
-    torch.set_num_threads(cpu_count())
+    x, y = to_float(torch.tensor(split.x)), torch.tensor(split.y)
     module = module.to("cpu").eval()
 
     def forward(rows: Tensor) -> Tensor:
         with torch.no_grad():
             return logits_of(module(rows))
 
-    return TASKS[task].evaluate(forward, x, y)
+    with Setting(threads=cpu_count()).on_its_threads():
+        return TASKS[task].evaluate(forward, x, y)
 
 
 def cache_folder() -> Path:
@@ -262,30 +290,53 @@ def _fit(
         augment=AugmentSpec(policy="base" if len(data.input_shape) == 3 else "none"),
         optim=OptimSpec(batch=64 if len(data.train.y) < 10_000 else 128, lr=0.05),
     )
-    setting = Setting(device=default_device(), threads=cpu_count())
+    measured, _ = calibrate(data, None, recipe, default_device(), Path())
+    setting = replace(measured, threads=cpu_count())
     core = TrainingCore(data, None, "", setting)
     run = Run(recipe, seed, data, None, core.example, setting)
     for epoch in range(1, epochs + 1):
         try:
-            log = train_epoch(run, core.data, None, core.task, epochs, setting)
+            with setting.on_its_threads():
+                log = train_epoch(run, core.data, None, core.task, epochs, setting)
         except TrialFailure as failure:
             raise TeacherError(f"the teacher could not be trained: {failure}") from None
         if on_epoch is not None:
             on_epoch(epoch, epochs, log["metrics"][core.task.metric])
     tensors, _ = run.state()
     run.close()
-    return load_student(recipe, data, tensors)
+    return load_student(recipe, data.input_shape, data.classes, tensors)
 
 
 def _rebuild(about: Mapping[str, Any], data: Data) -> nn.Module:
     """The module a saved teacher describes, with untrained weights."""
-    if about.get("builder"):
-        module, _, attribute = about["builder"].partition(":")
+    if about["builder"]:
+        module: nn.Module = _builder(about["builder"])()
+        return module
+    try:
+        return FAMILIES[about["family"]].build(about["spec"], data.input_shape, data.classes)
+    except (KeyError, TypeError, InputError) as error:
+        raise TeacherError(f"a saved teacher must name a family and its fields, got: {error}; save it again") from None
+
+
+def _builder(name: str) -> Callable[[], nn.Module]:
+    """The function that makes a teacher of the user's own. Raises TeacherError, as soon as the name is given."""
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise TeacherError(
+            f"builder '{name}' must name an importable function without arguments, 'module:attribute': {error}"
+        ) from None
+
+    def build() -> nn.Module:
         try:
-            made = getattr(importlib.import_module(module), attribute)()
-        except (ImportError, AttributeError, TypeError) as error:
+            made = found()
+        except TypeError as error:
+            raise TeacherError(f"builder '{name}' must take no arguments: {error}; wrap it in a function") from None
+        if not isinstance(made, nn.Module):
             raise TeacherError(
-                f"builder '{about['builder']}' must be an importable function without arguments: {error}"
-            ) from None
+                f"builder '{name}' must return an nn.Module, got {type(made).__name__}; return the module"
+            )
         return made
-    return FAMILIES[about["family"]].build(about["spec"], data.input_shape, data.classes)
+
+    return build

@@ -96,10 +96,10 @@ def measure(folder: Path, trials: int, cluster: object) -> None:
 class Timer:
     """Counts the seconds spent in a function."""
 
-    def __init__(self, function) -> None:  # noqa: ANN001
+    def __init__(self, function) -> None:
         self.function, self.seconds, self.calls = function, 0.0, 0
 
-    def __call__(self):  # noqa: ANN204
+    def __call__(self):
         begun = time.perf_counter()
         try:
             return self.function()

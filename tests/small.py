@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
+import torch
 
 import autokd
 from autokd.teacher import Teacher
@@ -12,16 +14,24 @@ from autokd.teacher import Teacher
 SMALL = {"epochs": 1, "executor": "inline", "tracking": False, "verbose": False}
 
 
+@cache
 def small_teacher(data: Any = "digits", *_: Any, **__: Any) -> Teacher:
-    """Two quick epochs of a fully connected network of half a million parameters."""
-    return FIT(data, "mlp", epochs=2, cache=False)
+    """Three quick epochs of a fully connected network of 90,000 parameters."""
+    return FIT(data, "mlp", spec={"width": 256, "depth": 2}, epochs=3, cache=False)
 
 
 FIT = Teacher.fit
 
 
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So small networks are not slowed down by threads that wait for a core others use."""
+    torch.set_num_threads(1)
+    monkeypatch.setattr("autokd.teacher.cpu_count", lambda: 1)
+
+
 def make_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """One trial of one epoch for every search; arguments are still checked as they stand."""
+    one_thread(monkeypatch)
     search, resume, distill = autokd.search, autokd.resume, autokd.distill
 
     def small_search(teacher: Teacher, budget: str, **rest: Any) -> autokd.SearchResult:

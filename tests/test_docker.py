@@ -37,12 +37,19 @@ def test_only_mlflow_is_published() -> None:
 
 def test_no_secret_is_written_down() -> None:
     example = (FOLDER / ".env.example").read_text()
-    assert re.search(r"^POSTGRES_PASSWORD=$", example, re.MULTILINE)
+    for secret in ("POSTGRES_PASSWORD", "RAY_AUTH_TOKEN"):
+        assert re.search(rf"^{secret}=$", example, re.MULTILINE)
     assert ".env" in (FOLDER / ".gitignore").read_text().split()
     for service in SERVICES.values():
         for name, value in (service.get("environment") or {}).items():
-            if "PASSWORD" in name or "://" in str(value) and "@" in str(value):
-                assert "${POSTGRES_PASSWORD:?" in str(value)
+            if "PASSWORD" in name or "TOKEN" in name or "://" in str(value) and "@" in str(value):
+                assert "${POSTGRES_PASSWORD:?" in str(value) or str(value).startswith("${RAY_AUTH_TOKEN:?")
+
+
+@pytest.mark.parametrize("name", ["ray-head", "ray-worker"])
+def test_ray_asks_for_a_token(name: str) -> None:
+    environment = SERVICES[name]["environment"]
+    assert environment["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN" in environment
 
 
 def test_every_variable_is_in_the_example() -> None:

@@ -7,6 +7,7 @@ import inspect
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -43,6 +44,7 @@ def without_code(text: str) -> str:
 # ---- programs
 
 
+@pytest.mark.timeout(180)  # four searches and an ONNX export: 16 s alone on two cores
 def test_readme_programs_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -51,7 +53,7 @@ def test_readme_programs_run(
     teacher = small_teacher()
     train, test = teacher.data.train, teacher.data.test
     yours = {"my_network": teacher.module, "x_train": train.x, "y_train": train.y, "x_test": test.x, "y_test": test.y}
-    space = {"__name__": "readme", **yours}
+    space: dict[str, Any] = {"__name__": "readme", **yours}
     programs = blocks(ROOT / "README.md", "python")
     assert len(programs) >= 4
     for number, program in enumerate(programs):

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 
 import pytest
-from small import SMALL, small_teacher
+from small import SMALL, one_thread, small_teacher
 
 from autokd.teacher import Teacher
 
@@ -15,6 +15,7 @@ FOLDER = Path(__file__).parent.parent / "examples"
 
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one_thread(monkeypatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(FOLDER))
     monkeypatch.setattr(Teacher, "fit", small_teacher)

@@ -32,7 +32,7 @@ FLOORS = [
     ["delivery"],
     ["outcome"],
     ["session"],
-    ["api", "doctor"],
+    ["api", "doctor", "cli_input"],
     ["cli"],
 ]
 RANK = {name: floor for floor, names in enumerate(FLOORS) for name in names}

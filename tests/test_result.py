@@ -20,7 +20,7 @@ from autokd.result import Result, leader, standing
 RECIPE = Recipe.from_dict(
     {"student": {"family": "resnet", "width": 4}, "terms": [{"objective": "kd", "weight": 1.0, "temperature": 2.0}]}
 )
-OTHER = Recipe.from_dict({"student": {"family": "mlp", "width": 8}})
+OTHER = Recipe.from_dict({"student": {"family": "mlp", "width": 8}, "ce_weight": 0.5})
 
 
 def finals(folder: Path, winner: list[float], no_kd: list[float], epochs: int = RUNGS[-1]) -> Sketch:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from autokd.errors import CheckpointError
 
 def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write atomically: a reader sees the old file or the new one, never a part. Raises CheckpointError on a full disk."""
-    owned = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    owned = _owned(tensors)
     text = json.dumps(meta, sort_keys=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
@@ -30,7 +31,8 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> 
         save_file(owned, temporary, metadata={"meta": text, "checksum": _checksum(owned, text)})
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise CheckpointError(
             f"checkpoint {path} cannot be written: {error}; free space or choose another run_dir"
         ) from None
@@ -48,6 +50,18 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if _checksum(tensors, text) != expected:
         raise CheckpointError(f"checkpoint {path} fails its checksum; the trial starts again")
     return tensors, json.loads(text)
+
+
+def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous, on the CPU, and none sharing memory with another: safetensors refuses tied weights."""
+    owned: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().to("cpu").contiguous()
+        place = plain.untyped_storage().data_ptr()
+        owned[name] = plain.clone() if place in places else plain
+        places.add(place)
+    return owned
 
 
 def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,11 +14,11 @@ from torch import nn
 from autokd.core import checkpoint
 from autokd.core.data import Resident, to_float
 from autokd.core.device import Setting, candidates, fastest, time_of
-from autokd.core.loop import train_epoch
+from autokd.core.loop import train_epoch, validate
 from autokd.core.run import Run
 from autokd.core.tape import LiveTeacher
 from autokd.data import Data
-from autokd.errors import CheckpointError, TrialFailure
+from autokd.errors import CheckpointError, InputError, TrialFailure
 from autokd.orders import Core, Order, Report
 from autokd.protocols import Batch, StudentFamily
 from autokd.recipe import Recipe
@@ -27,6 +28,7 @@ from autokd.tasks import TASKS
 SETTLED = 3  # epochs after which a student at chance has failed; before, it is merely last in its rung
 
 CALIBRATION_ROWS = 128
+WARM_UP_STEPS, CALIBRATION_STEPS = 3, 20
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,6 @@ class TrainingCore:
         setting: Setting,
         task: str = "classification",
     ) -> None:
-        if setting.device == "cpu":
-            torch.set_num_threads(setting.threads)
         self.setting, self.folder = setting, Path(folder)
         self.data = Resident(data, setting.device)
         self.task = TASKS[task]
@@ -72,24 +72,45 @@ class TrainingCore:
         or any exception of a model, loss or data set; CheckpointError if the checkpoint cannot be written.
         """
         try:
-            return self._advance(order)
+            with self.setting.on_its_threads():
+                return self._advance(order)
         except (CheckpointError, TrialFailure):
             raise
         except Exception as error:  # whatever a user's own model or loss raises ends this trial, not the search
             raise TrialFailure("exception", f"{type(error).__name__}: {error}".splitlines()[0]) from error
 
     def close(self) -> None:
-        """Nothing to hand back: data and teacher go with the process."""
+        """Leave the teacher as it was given. The core cannot be used afterwards."""
+        if self.teacher is not None:
+            self.teacher.close()
 
     def checkpoint_path(self, trial: str) -> Path:
         return self.folder / f"{trial}.safetensors"
 
     def seconds_per_epoch(self, recipe: Recipe, seed: int) -> float:
-        """Measured on one epoch of training from scratch, after one to warm up."""
-        run = self._new(recipe, seed)
-        seconds = time_of(lambda: self._epoch(run, total=1_000), repeats=1)
+        """Measured on some steps of training from scratch, after some to warm up. Raises InputError if it cannot be trained."""
+        try:
+            run = self._new(recipe, seed)
+            with self.setting.on_its_threads():
+                self._some_steps(run, WARM_UP_STEPS)
+                steps, seconds = self._some_steps(run, CALIBRATION_STEPS)
+                validation = time_of(lambda: validate(run, self.data, self.task, self.setting), repeats=1)
+        except InputError:
+            raise
+        except Exception as error:  # whatever a user's own model or loss raises, here before a search begins
+            told = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise InputError(
+                f"the first student, '{recipe.student.family}', cannot be trained on {self.data.data.name}: {told}; mend or leave it out"
+            ) from error
         run.close()
-        return seconds
+        return (seconds - validation) * self.data.steps(recipe.optim.batch) / steps + validation
+
+    def _some_steps(self, run: Run, most: int) -> tuple[int, float]:
+        """Steps trained and the seconds they took, validation included."""
+        begun = time.perf_counter()
+        with suppress(TrialFailure):  # a loss that becomes NaN takes as long
+            train_epoch(run, self.data, self.teacher, self.task, 1_000, self.setting, most)
+        return min(most, self.data.steps(run.recipe.optim.batch)), time.perf_counter() - begun
 
     # ---- inside
 
@@ -117,9 +138,12 @@ class TrainingCore:
             tensors, meta = checkpoint.load(path)
         except CheckpointError:
             return run, 1
-        if meta["recipe"] != order.recipe.to_dict() or meta["seed"] != order.seed:
+        if (meta.get("recipe"), meta.get("seed")) != (order.recipe.to_dict(), order.seed):
             return run, 1
-        run.restore(tensors, meta)
+        try:
+            run.restore(tensors, meta)
+        except (KeyError, RuntimeError, ValueError):  # whole, but of another version of the user's own model or loss
+            return self._new(order.recipe, order.seed), 1
         return run, 0
 
     def _new(self, recipe: Recipe, seed: int) -> Run:
@@ -147,25 +171,33 @@ class TrainingCore:
         )
 
 
-def calibrate(data: Data, teacher: nn.Module | None, recipe: Recipe, device: str, folder: Path) -> tuple[Setting, float]:
+def calibrate(
+    data: Data, teacher: nn.Module | None, recipe: Recipe, device: str, folder: Path
+) -> tuple[Setting, float]:
     """The setting in which this machine is fastest, measured on `recipe`, and the seconds of one of its epochs."""
     setting = Setting(device)
     if teacher is not None:
-        timings = {name: _teacher_seconds(data, teacher, replace(setting, teacher_precision=name)) for name in candidates(device)}
+        timings = {
+            name: _teacher_seconds(data, teacher, replace(setting, teacher_precision=name))
+            for name in candidates(device)
+        }
         setting = replace(setting, teacher_precision=fastest(timings))
     epochs = {}
     for name in candidates(device):
         core = TrainingCore(data, teacher, folder, replace(setting, precision=name))
         epochs[name] = core.seconds_per_epoch(recipe, seed=0)
+        core.close()
     chosen = fastest(epochs)
     return replace(setting, precision=chosen), epochs[chosen]
 
 
 def _teacher_seconds(data: Data, teacher: nn.Module, setting: Setting) -> float:
     """Of one forward pass over a batch, on the threads of a lane."""
-    torch.set_num_threads(setting.threads)
     rows = to_float(torch.tensor(data.train.x[:CALIBRATION_ROWS], device=setting.device))
     index = torch.arange(len(rows), device=setting.device)
     signal = LiveTeacher(teacher, rows[:2], setting)
     batch = Batch(x=rows, y=index, index=index, view=torch.zeros_like(index), parent=index)
-    return time_of(lambda: signal.outputs(batch))
+    with setting.on_its_threads():
+        seconds = time_of(lambda: signal.outputs(batch))
+    signal.close()
+    return seconds

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 
@@ -30,6 +31,16 @@ class Setting:
         """For a forward pass of a student, or of the teacher."""
         precision = self.teacher_precision if teacher else self.precision
         return torch.autocast(self.device.split(":")[0], dtype=torch.bfloat16, enabled=precision == "bf16")
+
+    @contextmanager
+    def on_its_threads(self) -> Iterator[None]:
+        """Torch computes on `threads` threads inside; afterwards, as the process had it before."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads if self.device == "cpu" else before)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def default_device() -> str:

@@ -5,8 +5,10 @@ Read this file first: data, teacher, objectives, peers and optimiser meet here a
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -24,9 +26,17 @@ from autokd.recipe import Recipe
 
 
 def train_epoch(
-    run: Run, data: Resident, teacher: TeacherSignal | None, task: Task, total: int, setting: Setting
+    run: Run,
+    data: Resident,
+    teacher: TeacherSignal | None,
+    task: Task,
+    total: int,
+    setting: Setting,
+    most_steps: int | None = None,
 ) -> dict[str, Any]:
     """Train one epoch and validate. Returns its log: epoch, seconds, lr, loss, terms, metrics.
+
+    With `most_steps` the epoch is cut short: for measuring what one costs.
 
     Raises TrialFailure("nan") when a loss is no longer a number.
     """
@@ -36,7 +46,8 @@ def train_epoch(
     run.parts.train()
     sums: dict[str, Tensor] = {}
 
-    for step, batch in enumerate(data.epoch(recipe.augment, recipe.optim.batch, run.seed, run.epoch)):
+    batches = data.epoch(recipe.augment, recipe.optim.batch, run.seed, run.epoch)
+    for step, batch in enumerate(islice(batches, most_steps)):
         progress = (run.epoch + step / steps) / total
         for group in run.optimiser.param_groups:
             group["lr"] = learning_rate(recipe.optim, progress)
@@ -67,7 +78,8 @@ def train_epoch(
         sums["all"] = sums.get("all", 0) + loss.detach()
 
     # once an epoch: is it still a number, and how good is the student?
-    if not finite(sums.pop("all")):
+    metrics = validate(run, data, task, setting)
+    if not (finite(sums.pop("all")) and all(map(math.isfinite, metrics.values()))):
         raise TrialFailure(
             "nan", f"the loss was no longer a number in epoch {run.epoch + 1}; lower optim.lr or the term weights"
         )
@@ -78,7 +90,7 @@ def train_epoch(
         "lr": learning_rate(recipe.optim, (run.epoch - 1) / total),
         "loss": sum(terms.values()),
         "terms": terms,
-        "metrics": validate(run, data, task, setting),
+        "metrics": metrics,
         "seconds": time.perf_counter() - begun,
     }
     run.history.append(log)

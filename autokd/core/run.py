@@ -78,11 +78,19 @@ class Run:
         self.parts.load_state_dict(parts)
         slots: dict[int, dict[str, Any]] = {}
         saved = {name.removeprefix("optimiser."): t for name, t in tensors.items() if name.startswith("optimiser.")}
+        parameters = list(self.parts.parameters())
         for name, value in {**saved, **meta["scalars"]}.items():
             index, _, slot = name.partition(".")
-            slots.setdefault(int(index), {})[slot] = value
+            slots.setdefault(int(index), {})[slot] = _laid_out_as(parameters[int(index)], value)
         self.optimiser.load_state_dict({"state": slots, "param_groups": self.optimiser.state_dict()["param_groups"]})
         self.epoch, self.history = meta["epoch"], meta["history"]
+
+
+def _laid_out_as(parameter: Tensor, value: Any) -> Any:
+    """A slot of the optimiser in its parameter's memory layout: fused optimisers walk both as they lie in memory."""
+    if not isinstance(value, Tensor) or value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def build_student(recipe: Recipe, data: Data) -> nn.Module:
@@ -92,9 +100,11 @@ def build_student(recipe: Recipe, data: Data) -> nn.Module:
     return module
 
 
-def load_student(recipe: Recipe, data: Data, tensors: Mapping[str, Tensor]) -> nn.Module:
+def load_student(
+    recipe: Recipe, input_shape: tuple[int, ...], classes: int, tensors: Mapping[str, Tensor]
+) -> nn.Module:
     """The student inside a checkpoint's tensors, in eval mode; peers and adaptors are left behind."""
-    module = build_student(recipe, data)
+    module = resolve_family(recipe.student.family).build(recipe.student.fields, input_shape, classes)
     prefix = "parts.0."
     module.load_state_dict({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)})
     return module.eval()

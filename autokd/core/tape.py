@@ -6,6 +6,8 @@ Now: the live network, run on every batch. A tape that records outputs once and 
 
 from __future__ import annotations
 
+from threading import Lock
+
 import torch
 from torch import Tensor, nn
 
@@ -22,9 +24,14 @@ class LiveTeacher:
         frozen = module.to(setting.device).eval().requires_grad_(False)
         self.tap = Tap(frozen, example)
         self.shapes = self.tap.shapes
+        self._one_at_a_time = Lock()  # lanes of one GPU share the teacher
 
     def outputs(self, batch: Batch) -> Outputs:
         """Outputs for every row of `batch`, detached, float32."""
         self.tap.module.eval()  # a module shared with its owner may have been set to train
-        with torch.no_grad(), self.setting.autocast(teacher=True):
+        with self._one_at_a_time, torch.no_grad(), self.setting.autocast(teacher=True):
             return self.tap(batch.x).float()
+
+    def close(self) -> None:
+        """Take the hooks off the module: it is the user's."""
+        self.tap.close()

@@ -136,7 +136,7 @@ class Engine:
         tried, budget = history.in_role("search"), Budget.from_dict(history.budget)
         if not tried:
             return True
-        if len(tried) >= HOPELESS and all(trial.state == "failed" for trial in tried):
+        if sum(trial.state == "failed" for trial in tried) >= HOPELESS and not any(trial.values for trial in tried):
             return False
         if budget.kind == "trials":
             return len(tried) < budget.amount

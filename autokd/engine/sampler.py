@@ -204,7 +204,7 @@ class Sampler:
         for trial in failed:
             study.add_trial(self._as_optuna(trial, 0.0))
         for trial in history.running:
-            if trial.role == "search":
+            if trial.role == "search" and rung not in trial.values:
                 study.add_trial(self._as_optuna(trial, None))
         return study
 

@@ -91,6 +91,10 @@ def connect(address: str | None, lanes: int | None) -> Iterator[Cluster]:
 
 
 def _init(address: str | None, lanes: int | None) -> None:
+    if address is not None and address.startswith("ray://"):
+        raise ClusterError(
+            f"Ray Client cannot carry a search, got '{address}'; run on a node of the cluster with 'auto' or HOST:6379"
+        )
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         ray.init(address="local", num_cpus=lanes, include_dashboard=False, **quiet)
@@ -100,7 +104,7 @@ def _init(address: str | None, lanes: int | None) -> None:
     except (ConnectionError, ValueError, RuntimeError, OSError, TimeoutError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ClusterError(
-            f"no Ray cluster answers at '{address}': {reason}; start one with `ray start --head`"
+            f"no Ray cluster answers at '{address}': {reason}; start one with `ray start --head`, or set RAY_AUTH_MODE=token if it asks for a token"
         ) from None
 
 

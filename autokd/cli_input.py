@@ -1,0 +1,145 @@
+"""What stands on a command line -> teachers, limits and lists of names. Wrong input is told before a teacher is trained."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autokd.errors import InputError, TeacherError, nearest
+
+if TYPE_CHECKING:
+    from autokd.data import Data
+    from autokd.teacher import Teacher
+
+TEACHERS = ("digits", "fit", "fit:mlp", "fit:resnet", "fit:plain", "fit:mobilenet", "models:/")
+
+
+def check_before_teacher(
+    budget: str,
+    limits: dict[str, object] | None,
+    *,
+    objectives: list[str] | None,
+    students: list[str] | None,
+    space: str | None,
+    run_dir: str | None,
+    tracking: bool,
+    tracking_uri: str | None,
+    **settings: Any,
+) -> None:
+    """Whatever can be wrong without a teacher is said before one is trained."""
+    from autokd.arguments import check_names, check_settings
+    from autokd.budget import Budget
+    from autokd.constraints import Cost, parse_limits
+    from autokd.run_folder import RunFolder
+
+    Budget.parse(budget)
+    check_settings(**settings)
+    check_names(space, objectives, students)
+    parse_limits(limits, Cost(1, 1))
+    if run_dir is not None:
+        RunFolder.check_new(run_dir)
+    if tracking:
+        from autokd.tracking import check
+
+        check(tracking_uri)
+
+
+def teacher_of(source: str, data: str | None, root: str | None, verbose: bool) -> Teacher:
+    from autokd.data import Data
+    from autokd.teacher import Teacher
+
+    if source == "digits" and data not in (None, "digits"):
+        raise TeacherError(f"--teacher digits is made for the digits, got --data {data}; use --teacher fit with --data")
+    if source.partition(":")[0] == "fit" and data is None:
+        raise TeacherError("--teacher fit needs the data to fit it to; add --data")
+    rows = None if data is None else Data.load(data, root)
+    if source == "digits" or source.partition(":")[0] == "fit":
+        family = "resnet" if source in ("digits", "fit") else source.partition(":")[2]
+        with _fitting(verbose) as on_epoch:
+            return Teacher.fit(rows or "digits", family, on_epoch=on_epoch)
+    if source.startswith(("models:/", "runs:/")) or Path(source).is_dir():
+        return Teacher.load(source, rows)
+    if ":" in source:
+        return _own_teacher(source, rows)
+    raise TeacherError(f"unknown teacher '{source}'; {nearest(source, TEACHERS)}; or a folder, or module:attribute")
+
+
+def _own_teacher(source: str, data: Data | None) -> Teacher:
+    """A Teacher, a module, or a function without arguments that makes one."""
+    from torch import nn
+
+    from autokd.teacher import Teacher
+
+    module, _, attribute = source.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # the module is the user's own: whatever it raises is reported in one line
+        raise TeacherError(
+            f"--teacher {source} must name something importable: {_told(error)}; run where {module or 'your module'}.py lies"
+        ) from None
+    builder = None
+    if not isinstance(found, nn.Module | Teacher) and callable(found):
+        builder = source
+        try:
+            found = found()
+        except Exception as error:  # so is the function
+            raise TeacherError(
+                f"--teacher {source} is called without arguments, and raised {_told(error)}; call it yourself"
+            ) from None
+    if isinstance(found, Teacher):
+        return found
+    if data is None:
+        raise TeacherError(f"--teacher {source} is a module without data; add --data")
+    return Teacher(found, data, name=attribute, builder=builder)
+
+
+@contextmanager
+def _fitting(verbose: bool) -> Iterator[Callable[[int, int, float], None]]:
+    """A progress bar for a teacher in training; shown only if one has to be trained."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("training the teacher"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} epochs, {task.fields[value]}"),
+    )
+    progress = Progress(*columns, TimeRemainingColumn(), disable=not verbose)
+    task = progress.add_task("teacher", total=None, value="")
+
+    def on_epoch(epoch: int, epochs: int, value: float) -> None:
+        progress.start()
+        progress.update(task, completed=epoch, total=epochs, value=f"validation {value:.2%}")
+
+    try:
+        yield on_epoch
+    finally:
+        if progress.live.is_started:
+            progress.stop()
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def names_of(option: str, text: str | None) -> list[str] | None:
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise InputError(f"--{option} must name at least one, got '{text}'; leave it out for all")
+    return names
+
+
+def constraints_of(pairs: tuple[str, ...]) -> dict[str, object] | None:
+    if not pairs:
+        return None
+    read: dict[str, object] = {}
+    for pair in pairs:
+        name, equals, limit = pair.partition("=")
+        if not equals:
+            raise InputError(f"--constraint must be NAME=LIMIT, got '{pair}'; write for example params=50k")
+        read[name.strip()] = limit.strip()
+    return read
