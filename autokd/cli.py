@@ -34,7 +34,7 @@ def main() -> None:
     """Entry point: runs a command and turns errors into one line and an exit code."""
     sys.path.insert(0, os.getcwd())  # so that module:attribute finds what lies here
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="autokd", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         code = 0
@@ -109,7 +109,9 @@ def _search_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--tracking-uri", help="MLflow server or store. Default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db."
         ),
-        click.option("--ray-address", help="Attach to a running Ray cluster, e.g. auto or ray://HOST:10001."),
+        click.option(
+            "--ray-address", help="Attach to a running Ray cluster, from one of its machines: auto or HOST:6379."
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -159,6 +161,7 @@ def search(
 @click.option("--root", type=click.Path(), help="Folder of a torchvision data set.")
 @click.option("--executor", help="ray or inline. Default: as before.")
 @click.option("--lanes", type=int, help="Trials trained at a time. Default: one per core or GPU.")
+@click.option("--tracking-uri", help="Only needed if the one before held a password or a token.")
 @click.option("--ray-address", help="Attach to a running Ray cluster.")
 @_output_options
 def resume(
@@ -237,7 +240,8 @@ def show(run_dir: str, top: int, sync: bool, as_json: bool) -> int:
     if sync:
         from autokd.tracking import sync as deliver
 
-        click.echo(str(deliver(Path(run_dir), result.head["settings"]["tracking_uri"])), err=as_json)
+        known = str(result.head["settings"]["tracking_uri"] or "")
+        click.echo(str(deliver(Path(run_dir), None if "***" in known else known or None)), err=as_json)
     if as_json:
         click.echo(json.dumps(result.to_dict()))
         return 0

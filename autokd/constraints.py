@@ -63,6 +63,8 @@ def _limit(name: str, limit: object, of_teacher: int) -> float:
         value = float(match[1]) * SUFFIX[match[2]]
     else:
         raise ConstraintError(rule)
+    if not of_teacher and "teacher" in str(limit):
+        raise ConstraintError(f"constraint '{name}' is {limit!r}, but the teacher has no {name}; give a number")
     if not 0 < value < LARGEST:
         raise ConstraintError(rule)
     return value

@@ -27,7 +27,7 @@ from autokd.core.device import Setting, cpu_count, default_device
 from autokd.core.loop import train_epoch
 from autokd.core.run import Run, load_student
 from autokd.data import Data, Split
-from autokd.errors import CheckpointError, InputError, TeacherError, TrialFailure, nearest
+from autokd.errors import CheckpointError, TeacherError, TrialFailure, nearest
 from autokd.protocols import Shapes
 from autokd.recipe import AugmentSpec, OptimSpec, Recipe, StudentSpec, Value, Vocabulary
 from autokd.students import FAMILIES, families_rules
@@ -44,7 +44,9 @@ LARGE: dict[str, dict[str, Value]] = {  # what `fit` trains when no spec is give
     "mlp": {"width": 512, "depth": 3},
 }
 FIT_EPOCHS = 30
-KEPT = {"name", "builder", "data"}  # in every description
+ALL_CORES = 0.8  # of one core's time, at most, for all of them to be used
+SHORT = 10.0  # seconds of training on one core that are not worth a measurement
+KEPT = {"name": str, "builder": str | None, "data": dict}  # in every description
 
 
 class Teacher:
@@ -95,7 +97,7 @@ class Teacher:
         cache: bool = True,
         on_epoch: Callable[[int, int, float], None] | None = None,
     ) -> Teacher:
-        """Train a teacher of a named family on all cores, or take it from the cache if it was trained before.
+        """Train a teacher of a named family on this machine, or take it from the cache if it was trained before.
 
         `on_epoch(epoch, epochs, validation value)` is called after every epoch. Raises TeacherError for unknown families.
         """
@@ -142,9 +144,9 @@ class Teacher:
         version = about.get("format") if isinstance(about, dict) else None
         if version != FORMAT:
             raise TeacherError(f"teacher format must be {FORMAT}, got {version!r} in {folder}; save it again")
-        missing = sorted(KEPT - about.keys())
-        if missing:
-            raise TeacherError(f"{folder / ABOUT} must have {', '.join(missing)}; write it with save()")
+        wrong = [name for name, kind in KEPT.items() if name not in about or not isinstance(about[name], kind)]
+        if wrong:
+            raise TeacherError(f"{folder / ABOUT} must tell {', '.join(wrong)}; write it with save()")
         origin = about["data"]
         if origin.get("path") == ROWS:
             origin = {**origin, "path": str(folder / ROWS)}
@@ -290,8 +292,7 @@ def _fit(
         augment=AugmentSpec(policy="base" if len(data.input_shape) == 3 else "none"),
         optim=OptimSpec(batch=64 if len(data.train.y) < 10_000 else 128, lr=0.05),
     )
-    measured, _ = calibrate(data, None, recipe, default_device(), Path())
-    setting = replace(measured, threads=cpu_count())
+    setting = _calibrated(data, recipe, epochs)
     core = TrainingCore(data, None, "", setting)
     run = Run(recipe, seed, data, None, core.example, setting)
     for epoch in range(1, epochs + 1):
@@ -307,6 +308,16 @@ def _fit(
     return load_student(recipe, data.input_shape, data.classes, tensors)
 
 
+def _calibrated(data: Data, recipe: Recipe, epochs: int) -> Setting:
+    """As for a student, but on all cores where they help: on a busy machine they wait for each other."""
+    one, seconds = calibrate(data, None, recipe, default_device(), Path())
+    many = replace(one, threads=cpu_count())
+    if many == one or epochs * seconds < SHORT:
+        return one
+    on_many = TrainingCore(data, None, "", many).seconds_per_epoch(recipe, seed=0)
+    return many if on_many < ALL_CORES * seconds else one
+
+
 def _rebuild(about: Mapping[str, Any], data: Data) -> nn.Module:
     """The module a saved teacher describes, with untrained weights."""
     if about["builder"]:
@@ -314,7 +325,7 @@ def _rebuild(about: Mapping[str, Any], data: Data) -> nn.Module:
         return module
     try:
         return FAMILIES[about["family"]].build(about["spec"], data.input_shape, data.classes)
-    except (KeyError, TypeError, InputError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # also InputError: a field out of its range
         raise TeacherError(f"a saved teacher must name a family and its fields, got: {error}; save it again") from None
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import autokd
 
-TEACHER = {"width": 32, "depth1": 1, "depth2": 1, "depth3": 1}  # 15 MFLOPs: a live teacher must not cost more than the student
+TEACHER = {"width": 16, "depth1": 1, "depth2": 1, "depth3": 1}  # 19 MFLOPs: a live teacher must not dwarf the students
 
 
 def main() -> None:
@@ -23,13 +23,13 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--budget", default="20m")
     parser.add_argument("--lanes", type=int, default=2)
-    parser.add_argument("--teacher-epochs", type=int, default=12)
+    parser.add_argument("--teacher-epochs", type=int, default=15)
     parser.add_argument("--run-dir", default=None)
     parser.add_argument("--out", default=None)
     arguments = parser.parse_args()
-    data = autokd.Data.load(arguments.data, flip=True)
+    data = autokd.Data.load(arguments.data, flip=True, pad=1)
     begun = time.time()
-    teacher = autokd.Teacher.fit(data, "plain", spec=TEACHER, epochs=arguments.teacher_epochs, on_epoch=say)
+    teacher = autokd.Teacher.fit(data, "resnet", spec=TEACHER, epochs=arguments.teacher_epochs, on_epoch=say)
     print(f"teacher ready after {time.time() - begun:.0f} s")
     result = autokd.search(
         teacher, arguments.budget, lanes=arguments.lanes, run_dir=arguments.run_dir, name="fashion-mnist"

@@ -45,7 +45,19 @@ ONE_PLACE = {
     "onnxruntime": "export.py",
     "optuna": "engine/sampler.py",
 }
-NO_TORCH = ["engine", "recipe", "budget", "space", "ledger", "history", "result", "orders", "constraints", "errors", "cli"]
+NO_TORCH = [
+    "engine",
+    "recipe",
+    "budget",
+    "space",
+    "ledger",
+    "history",
+    "result",
+    "orders",
+    "constraints",
+    "errors",
+    "cli",
+]
 
 
 def modules() -> list[Path]:
@@ -81,7 +93,9 @@ def test_imports_only_go_down(path: Path) -> None:
 
 @pytest.mark.parametrize("giant", ONE_PLACE)
 def test_each_giant_is_imported_in_one_place(giant: str) -> None:
-    users = {str(path.relative_to(PACKAGE)) for path in modules() for name in imported(path) if name.split(".")[0] == giant}
+    users = {
+        str(path.relative_to(PACKAGE)) for path in modules() for name in imported(path) if name.split(".")[0] == giant
+    }
     assert users, f"nothing imports {giant}"
     assert all(user.startswith(ONE_PLACE[giant]) for user in users), users
 

@@ -108,7 +108,7 @@ class Engine:
         if proposal is None:
             return Wait() if history.running else self._end_of_search(history)
         return Start(
-            trial=f"t{len(history.in_role('search')) + 1:04d}",
+            trial=_next_id(history),
             role="search",
             recipe=proposal.recipe,
             source=proposal.source,
@@ -214,3 +214,8 @@ def _used(history: History) -> int:
     """Epochs trained, being trained, or lost in a failure."""
     unreported = [trial for trial in history.trials.values() if trial.state in ("running", "failed")]
     return history.epochs + sum(max(0, trial.to - trial.epoch) for trial in unreported)
+
+
+def _next_id(history: History) -> str:
+    """One more than the highest: a count would name a trial twice where the line of an earlier one is corrupt."""
+    return f"t{max((int(trial.id[1:]) for trial in history.in_role('search')), default=0) + 1:04d}"

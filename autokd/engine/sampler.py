@@ -10,6 +10,7 @@ import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +27,14 @@ if TYPE_CHECKING:
     import optuna
 
 Point = dict[str, Value]
+EPOCH = datetime(1970, 1, 1)  # when trials were run does not matter to the model
 QUASI_RANDOM = 8  # recipes between the published ones and the model
 MODEL_SHARE = 0.75  # of the recipes after that; the rest come from the prior
-MODEL_MOST = 128  # trials the model is fitted to, the best and the newest
+MODEL_MOST = 100  # trials the model is fitted to, the best and the newest
 MODEL_CANDIDATES = 20  # proposals of the model tried against the constraints
 DRAWS = 400  # draws before the space is called exhausted
-FREE_DRAWS = 100  # of these; the others take a student that is known to be within the limits
+FREE_DRAWS = 20  # of these; the others take a student that is known to be within the limits
+SHRINKS = 6  # steps by which a student drawn too large is made smaller
 STUDENTS = 64  # drawn to find such students
 
 
@@ -104,7 +107,7 @@ class Sampler:
         for attempt in range(0 if self._exhausted else DRAWS):
             quasi = source == "quasi-random" and attempt == 0
             u = _sobol(width, number, self.seed) if quasi else [rng.random() for _ in range(width)]
-            point = self.space.quantile(u, prior=True)
+            point = self._shrunk(u)
             if attempt >= FREE_DRAWS and self._allowed:
                 point = self._with_student(point, rng.choice(self._allowed))
             found = self._accept(point, source, seen)
@@ -114,6 +117,18 @@ class Sampler:
         raise ConstraintError(
             f"{DRAWS} draws from space '{self.space.name}' gave no new recipe within the limits; widen either"
         )
+
+    def _shrunk(self, u: Sequence[float]) -> Point:
+        """The point at `u`, its student made smaller until it is within the limits, or as small as it is worth trying."""
+        point = self.space.quantile(u, prior=True)
+        sizes = [field.name.startswith("student.") and field.kind != "choice" for field in self.space.fields]
+        for _ in range(SHRINKS):
+            cost = self._cost(point)
+            if cost is None or self.limits.allow(cost):
+                break
+            u = [0.6 * share if size else share for share, size in zip(u, sizes, strict=True)]
+            point = self.space.quantile(u, prior=True)
+        return point
 
     def _from_model(self, history: History, rung: int, number: int, seen: set[str]) -> Proposal | None:
         with warnings.catch_warnings():
@@ -217,9 +232,19 @@ class Sampler:
             self.space.suggest(recorder)
             self._recorded[key] = recorder
         known = self._recorded[key]
-        state = optuna.trial.TrialState.RUNNING if value is None else optuna.trial.TrialState.COMPLETE
-        return optuna.trial.create_trial(
-            state=state, value=value, params=known.params, distributions=known.distributions
+        done = value is not None
+        return optuna.trial.FrozenTrial(
+            number=-1,
+            trial_id=-1,  # the study gives both
+            state=optuna.trial.TrialState.COMPLETE if done else optuna.trial.TrialState.RUNNING,
+            value=value,
+            datetime_start=EPOCH,
+            datetime_complete=EPOCH if done else None,
+            params=known.params,
+            distributions=known.distributions,
+            user_attrs={},
+            system_attrs={},
+            intermediate_values={},
         )
 
 
@@ -247,13 +272,20 @@ def _sobol(width: int, number: int, seed: int) -> list[float]:
     return [float(u) for u in engine.random(1)[0]]
 
 
+class _Shared(dict[str, Any]):
+    """Not copied with the trial that holds it: Optuna's storage copies every trial it is given, at a third of a millisecond."""
+
+    def __deepcopy__(self, memo: object) -> _Shared:
+        return self
+
+
 class _Recorder:
     """Stands in for an Optuna trial while a space walks over a known point, and keeps the distributions it passes."""
 
     def __init__(self, point: Mapping[str, Value]) -> None:
         self.point = point
-        self.params: dict[str, Any] = {}
-        self.distributions: dict[str, Any] = {}
+        self.params: dict[str, Any] = _Shared()
+        self.distributions: dict[str, Any] = _Shared()
 
     def _take(self, name: str, distribution: Any) -> Any:
         self.params[name], self.distributions[name] = self.point[name], distribution

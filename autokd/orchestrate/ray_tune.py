@@ -14,6 +14,9 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +39,8 @@ from autokd.orders import Core, Order, Report
 
 WAITING_CPU = 0.01  # CPUs a Tune trial takes while its core works
 VALUE = "value"  # the metric shown to Tune
+LOOPBACK = "127.0.0.1"  # a Ray that we start serves this machine only
+ANSWER_SECONDS = 20.0  # how long a cluster may take to answer
 CORE_RESTART_SECONDS = 120.0  # how long a dead core may take to come back
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # telemetry off
@@ -62,7 +67,7 @@ class Cluster:
 
     lanes: int
     gpus: int
-    address: str | None  # None: started by us, on this machine
+    ours: bool = False  # started by us, on this machine
 
 
 @contextmanager
@@ -84,28 +89,47 @@ def connect(address: str | None, lanes: int | None) -> Iterator[Cluster]:
             raise ClusterError(
                 f"each lane needs a CPU: {lanes} lanes asked for, the cluster has {int(total.get('CPU', 1))}; ask for fewer"
             )
-        yield Cluster(lanes or offered, gpus, address)
+        yield Cluster(lanes or offered, gpus, ours and address is None)
     finally:
         if ours:
             ray.shutdown()
 
 
 def _init(address: str | None, lanes: int | None) -> None:
-    if address is not None and address.startswith("ray://"):
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        ray.init(address="local", num_cpus=lanes, include_dashboard=False, _node_ip_address=LOOPBACK, **quiet)
+        return
+    _probe(address)
+    ray.init(address=address, **quiet)
+
+
+def _probe(address: str) -> None:
+    """Raise ClusterError unless a cluster answers there. Asked in a process of its own: `ray.init` waits without end for a head
+    that is gone.
+    """
+    if address.startswith("ray://"):
         raise ClusterError(
             f"Ray Client cannot carry a search, got '{address}'; run on a node of the cluster with 'auto' or HOST:6379"
         )
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is None:
-        ray.init(address="local", num_cpus=lanes, include_dashboard=False, **quiet)
-        return
+    host, _, port = address.rpartition(":")
+    if address != "auto" and not (host and port.isdecimal() and int(port) < 2**16):
+        raise ClusterError(f"a Ray address must be 'auto' or HOST:PORT, got '{address}'; for example 127.0.0.1:6379")
+    code = "import ray, sys; ray.init(address=sys.argv[1], logging_level='ERROR', log_to_driver=False)"
+    command = [sys.executable, "-W", "ignore", "-c", code, address]
     try:
-        ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError, OSError, TimeoutError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if address != "auto":
+            socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS / 4).close()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS)
+        reason = (done.stderr.strip().splitlines() or ["it refused"])[-1] if done.returncode else None
+    except subprocess.TimeoutExpired:
+        reason = f"no answer within {ANSWER_SECONDS:.0f} s"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason is not None:
         raise ClusterError(
             f"no Ray cluster answers at '{address}': {reason}; start one with `ray start --head`, or set RAY_AUTH_MODE=token if it asks for a token"
-        ) from None
+        )
 
 
 def run_ray(director: Director, builder: Builder, cluster: Cluster, folder: Path) -> str:
@@ -114,7 +138,7 @@ def run_ray(director: Director, builder: Builder, cluster: Cluster, folder: Path
     searcher = EngineSearcher(director, cores)
     scheduler = EngineScheduler(searcher)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(cluster.lanes)
-    with tempfile.TemporaryDirectory(prefix="autokd-tune-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="autokd-tune-", dir=None if cluster.ours else folder) as scratch:
         tuner = tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(LaneTrainable, cores=(cores.handles, cores.builder)), {"CPU": WAITING_CPU}
@@ -123,7 +147,7 @@ def run_ray(director: Director, builder: Builder, cluster: Cluster, folder: Path
                 search_alg=searcher, scheduler=scheduler, num_samples=-1, reuse_actors=True, metric=VALUE, mode="max"
             ),
             run_config=tune.RunConfig(
-                storage_path=scratch if cluster.address is None else str(folder / "tune"),
+                storage_path=scratch,  # of Tune's own notes, which nobody reads; every node must see it
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=MOST_RETRIES),
                 callbacks=[_Workers(searcher)],
@@ -150,7 +174,9 @@ def run_ray(director: Director, builder: Builder, cluster: Cluster, folder: Path
 class _CoreActor:
     """A training core in a process of its own, opened with the first order and again after a restart."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, path: list[str]) -> None:
+        """`path` is the driver's sys.path: Ray hands on its script's folder only, and not what was added later."""
+        sys.path.extend(each for each in path if each not in sys.path)
         self._core: Core | None = None
         if not Path(folder).is_dir():
             raise ClusterError(f"every node must see the run folder, {folder}; use a run_dir on shared storage")
@@ -179,7 +205,8 @@ class _Cores:
             max_concurrency=each,
             scheduling_strategy="SPREAD",
         )
-        actors: list[Any] = [remote.remote(str(folder)) for _ in range(count)]
+        path = [each or os.getcwd() for each in sys.path]
+        actors: list[Any] = [remote.remote(str(folder), path) for _ in range(count)]
         self.handles = [actors[lane % count] for lane in range(cluster.lanes)]
         self.free = list(range(cluster.lanes))
         self._actors = actors

@@ -19,6 +19,7 @@ import shutil
 import socket
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -285,7 +286,8 @@ def read_state(run_dir: Path) -> dict[str, Any]:
 
 
 def quiet() -> None:
-    """MLflow's telemetry off, unless the user has said otherwise."""
+    """MLflow's telemetry off, unless the user has said otherwise; and no word about progress bars it might have drawn."""
+    warnings.filterwarnings("ignore", message="IProgress not found")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
 

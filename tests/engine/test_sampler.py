@@ -83,6 +83,7 @@ def searched(tmp_path: Path, trials: int = 60, **world: object) -> tuple[History
     return run.history, run.engine.sampler
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_the_model_sees_one_rung_with_failures_worst(tmp_path: Path) -> None:
     found, its_sampler = searched(tmp_path, fail=failing(0.25))
     new = trial("new", state="running")

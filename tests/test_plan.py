@@ -1,0 +1,61 @@
+"""Plans: what is promised before a search must be affordable."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from autokd.budget import Budget
+from autokd.core.device import Setting
+from autokd.engine.cost import makespan
+from autokd.plan import FINALS, SHORTEST, Plan, make_plan
+
+
+def plan(budget: str, longest: int = 60, lanes: int = 2, epoch_seconds: float = 0.2, **more: object) -> Plan:
+    return make_plan(Budget.parse(budget), longest, lanes, epoch_seconds, 0.9, Setting(), **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3, 8, 64])
+@pytest.mark.parametrize("seconds", [60, 600, 7200])
+def test_the_finals_fit_into_their_share_of_the_time(lanes: int, seconds: int) -> None:
+    found = plan(f"{seconds}s", lanes=lanes, longest=10_000)
+    assert found.rungs[-1] > SHORTEST
+    assert found.final_seconds <= 0.2 * seconds + 1e-9
+    assert found.full_training_seconds <= 0.08 * seconds, "or costlier recipes could not be retrained in time"
+    assert found.final_seconds == pytest.approx(makespan(FINALS, lanes) * found.full_training_seconds)
+    assert found.search_seconds == 0.8 * seconds
+
+
+def test_a_training_is_no_longer_than_the_space_says_and_not_longer_with_more_lanes_than_the_budget_pays() -> None:
+    assert plan("10h").rungs == (7, 20, 60)
+    assert plan("10h", epochs=9).rungs == (1, 3, 9)
+    assert plan("90s", lanes=8).rungs[-1] >= plan("90s", lanes=1).rungs[-1]
+
+
+def test_a_very_short_budget_is_told() -> None:
+    short = plan("2s")
+    assert short.rungs[-1] == SHORTEST and "the finals may exceed it" in short.notes[-1]
+    assert not plan("10m").notes
+    assert plan("2s", longest=1).rungs == (1,), "the space's own length is never exceeded"
+    assert not plan("10h", longest=2).notes
+
+
+def test_expected_trials() -> None:
+    assert plan("33 trials").expected_trials == 33 and plan("33 trials").search_seconds is None
+    found = plan("4500 epochs")
+    # one in three goes on at every rung: 7 + 13 / 3 + 40 / 9 epochs for each trial begun, of four fifths of the budget
+    assert found.rungs == (7, 20, 60) and found.expected_trials == int(0.8 * 4500 / (7 + 13 / 3 + 40 / 9))
+    assert plan("1h", lanes=2).expected_trials == pytest.approx(2 * plan("1h", lanes=1).expected_trials, abs=1)
+    assert plan("1 epoch").expected_trials == 1
+
+
+def test_an_epoch_budget_pays_for_its_finals() -> None:
+    assert 9 * plan("400 epochs").rungs[-1] <= 0.2 * 400 + 9
+
+
+def test_a_plan_is_json() -> None:
+    found = plan("10m", notes=["from the data"])
+    again = json.loads(json.dumps(found.to_dict()))
+    assert again["notes"] == ["from the data"] and tuple(again["rungs"]) == found.rungs
+    assert again["precision"] == "students fp32, teacher fp32"

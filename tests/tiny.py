@@ -1,0 +1,61 @@
+"""Data and networks so small that an epoch takes milliseconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from autokd.core.core import TrainingCore
+from autokd.core.device import Setting
+from autokd.data import Data
+from autokd.orders import Order
+from autokd.protocols import seed_everything
+from autokd.recipe import Recipe
+from autokd.students import FAMILIES
+
+SHAPE, CLASSES = (1, 8, 8), 3
+
+
+def images(rows: int = 150, seed: int = 0, noise: float = 40.0) -> Data:
+    """uint8 images of three classes: bright left, bright top, bright middle."""
+    draw = np.random.default_rng(seed)
+    y = np.arange(rows) % CLASSES
+    x = np.full((rows, *SHAPE), 60.0)
+    x[y == 0, :, :, :4] += 120
+    x[y == 1, :, :4, :] += 120
+    x[y == 2, :, 2:6, 2:6] += 120
+    x += draw.normal(0, noise, x.shape)
+    return Data(x.clip(0, 255).astype(np.uint8), y, name="tiny")
+
+
+def network(family: str = "resnet", seed: int = 1, **spec: Any) -> nn.Module:
+    """An untrained network of a registered family for these images."""
+    seed_everything(seed)
+    return FAMILIES[family].build({"width": 8, **spec}, SHAPE, CLASSES)
+
+
+def recipe(family: str = "resnet", width: int = 4, terms: tuple[dict[str, Any], ...] = (), **more: Any) -> Recipe:
+    """Quick to train; sections are given as dicts."""
+    optim = {"lr": 0.05, "batch": 16, **more.pop("optim", {})}
+    student = {"family": family, **({"width": width} if family in FAMILIES else {})}
+    return Recipe.from_dict({"student": student, "terms": list(terms), "optim": optim, **more})
+
+
+KD = {"objective": "kd", "weight": 0.9, "temperature": 4.0}
+
+
+def order(of: Recipe, to: int = 1, start: int = 0, total: int = 3, **more: Any) -> Order:
+    return Order(trial="t", recipe=of, seed=more.pop("seed", 0), to=to, total=total, start=start, **more)
+
+
+def core(folder: Path, data: Data | None = None, teacher: nn.Module | None = None, **setting: Any) -> TrainingCore:
+    data = images() if data is None else data
+    return TrainingCore(data, network() if teacher is None else teacher, folder, Setting(**setting))
+
+
+def weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
