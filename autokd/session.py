@@ -85,7 +85,7 @@ def open_lanes(executor: str, address: str | None, lanes: int | None) -> Iterato
             raise InputError("the inline executor has no cluster: leave out ray_address, or use executor='ray'")
         yield OneLane()
         return
-    from autokd.orchestrate.ray_tune import connect
+    from autokd.orchestrate.cluster import connect
 
     with connect(address, lanes) as cluster:
         yield cluster
@@ -150,7 +150,8 @@ def _execute(session: Session, director: Director) -> str:
             return run_inline(director, core)
         finally:
             core.close()
-    from autokd.orchestrate.ray_tune import Cluster, run_ray
+    from autokd.orchestrate.cluster import Cluster
+    from autokd.orchestrate.ray_tune import run_ray
 
     if not isinstance(session.lanes, Cluster):
         raise TypeError(f"the ray executor needs a Cluster, got {type(session.lanes).__name__}")

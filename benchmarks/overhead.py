@@ -22,8 +22,9 @@ from autokd.constraints import Cost, Limits
 from autokd.data import Data
 from autokd.engine.engine import Engine
 from autokd.ledger import Ledger
+from autokd.orchestrate.cluster import connect
 from autokd.orchestrate.director import Director
-from autokd.orchestrate.ray_tune import connect, run_ray
+from autokd.orchestrate.ray_tune import run_ray
 from autokd.orders import Core, Order, Report
 from autokd.space import Space
 

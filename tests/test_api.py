@@ -47,6 +47,11 @@ def blobs() -> autokd.Teacher:
     return autokd.Teacher(layer, autokd.Data(x, y, name="blobs"))
 
 
+def floats(x: Any) -> Any:
+    """Rows as networks take them: uint8 images divided by 255."""
+    return (x / np.float32(255 if x.dtype == np.uint8 else 1)).astype(np.float32)
+
+
 # ---- what a finished search hands back
 
 
@@ -62,12 +67,11 @@ def test_a_search_ends_with_a_student_better_than_chance(finished: Any) -> None:
 def test_the_student_is_ready_to_use(finished: Any, tiny: Any) -> None:
     student = finished.student()
     with torch.no_grad():
-        logits = student(torch.tensor(finished.example(5)))
+        logits = student(torch.tensor(floats(tiny.data.val.x[:5])))
     assert not any(module.training for module in student.modules())
     assert logits.shape == (5, 10) and logits.dtype == torch.float32
     assert sum(parameter.numel() for parameter in student.parameters()) == finished.best.params
-    rows = torch.tensor(tiny.data.val.x / np.float32(255 if tiny.data.val.x.dtype == np.uint8 else 1))
-    right = (student(rows).argmax(1).numpy() == tiny.data.val.y).mean()
+    right = (student(torch.tensor(floats(tiny.data.val.x))).argmax(1).numpy() == tiny.data.val.y).mean()
     seeds = [trial.value for trial in finished.history.finals("winner")]
     assert right == pytest.approx(max(seeds), abs=1e-6)
 
@@ -102,12 +106,12 @@ def test_the_test_split_is_read_once(finished: Any) -> None:
     assert set(order[order.index("test") :]) == {"test", "finish"}  # and after everything was decided
 
 
-def test_export_to_onnx(finished: Any, tmp_path: Path) -> None:
+def test_export_to_onnx(finished: Any, tiny: Any, tmp_path: Path) -> None:
     import onnxruntime
 
     path = finished.export(tmp_path / "student.onnx")
     session = onnxruntime.InferenceSession(str(path))
-    rows = finished.example(3)
+    rows = floats(tiny.data.val.x[:3])
     got = session.run(None, {session.get_inputs()[0].name: rows})[0]
     with torch.no_grad():
         expected = finished.student()(torch.tensor(rows)).numpy()
@@ -144,7 +148,7 @@ def test_mlflow_holds_the_search_and_its_trials_once(finished: Any) -> None:
     assert {"ledger.jsonl", "recipe.json", "report"} <= held
 
 
-def test_the_registered_model_is_the_student(finished: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_registered_model_is_the_student(finished: Any, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
     from mlflow import MlflowClient
 
@@ -152,7 +156,7 @@ def test_the_registered_model_is_the_student(finished: Any, monkeypatch: pytest.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     (version,) = MlflowClient(uri).search_model_versions("name = 'small'")
     model = mlflow.pytorch.load_model(f"models:/small/{version.version}")
-    rows = torch.tensor(finished.example(4))
+    rows = torch.tensor(floats(tiny.data.val.x[:4]))
     with torch.no_grad():
         torch.testing.assert_close(model.eval()(rows), finished.student()(rows))
     info = mlflow.models.get_model_info(f"models:/small/{version.version}")
@@ -256,7 +260,7 @@ def test_distill_trains_a_past_winner(finished: Any, tiny: Any, tmp_path: Path) 
     assert done.recipe == finished.recipe and done.cost.params == finished.best.params
     assert len(done.history) == 3 and done.metrics["accuracy"] > 0.5 and done.test["accuracy"] > 0.5
     with torch.no_grad():
-        assert done.student(torch.tensor(finished.example(2))).shape == (2, 10)
+        assert done.student(torch.tensor(floats(tiny.data.val.x[:2]))).shape == (2, 10)
     assert json.loads(json.dumps(done.to_dict()))["recipe"] == finished.recipe.to_dict()
     assert list(tmp_path.glob("*.safetensors"))
 

@@ -37,7 +37,7 @@ FLOORS = [
 ]
 RANK = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 ONE_PLACE = {
-    "ray": "orchestrate/ray_tune.py",
+    "ray": "orchestrate",
     "mlflow": "tracking",
     "matplotlib": "report",
     "plotly": "report",

@@ -171,16 +171,18 @@ def test_killed_workers_cost_a_retry_and_nothing_else(quick: Any, slow: Path, ow
     run_dir = slow.parent / "run"
     killed: list[str] = []
 
+    def kill_busy(word: str, resumed: int) -> None:
+        until(lambda: len(events_of(run_dir, "resume")) >= resumed)
+        before = len(events_of(run_dir, "retry"))
+        for process in until(lambda: processes(word)):
+            process.kill()
+        killed.append(word)
+        until(lambda: len(events_of(run_dir, "retry")) > before)
+
     def kill() -> None:
         until(lambda: (run_dir / "ledger.jsonl").exists())
-        for word, seen in (("_CoreActor.advance", 1), ("Trainable.train", 2)):
-            until(lambda seen=seen: len(events_of(run_dir, "resume")) >= seen)
-            busy = until(lambda word=word: processes(word))
-            before = len(events_of(run_dir, "retry"))
-            for process in busy:
-                process.kill()
-            killed.append(word)
-            until(lambda before=before: len(events_of(run_dir, "retry")) > before)
+        kill_busy("_CoreActor.advance", resumed=1)
+        kill_busy("Trainable.train", resumed=2)
         slow.unlink()
 
     killer = threading.Thread(target=kill, daemon=True)
@@ -210,10 +212,13 @@ def test_killed_workers_cost_a_retry_and_nothing_else(quick: Any, slow: Path, ow
 # ---- the driver dies
 
 
-def run_command(*arguments: str, cwd: Path, **more: Any) -> subprocess.Popen[str]:
+def run_command(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    """`autokd` in a process of its own, which leads a group as it does on a terminal."""
     environment = os.environ | {"PYTHONPATH": str(Path(autokd.__file__).parent.parent)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([*COMMAND, *arguments], cwd=cwd, env=environment, text=True, **pipes, **more)
+    command, pipe = [*COMMAND, *arguments], subprocess.PIPE
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment, text=True, stdout=pipe, stderr=pipe, start_new_session=True
+    )
 
 
 @pytest.fixture
@@ -272,9 +277,7 @@ def test_ctrl_c_leaves_a_search_that_can_go_on(slow: Path, teacher_folder: Path)
     options = (
         f"--budget 5m --epochs 6 --students slow_students:Slow --constraint params=1k --run-dir {run_dir} --no-tracking"
     )
-    driver = run_command(
-        "search", "--teacher", str(teacher_folder), *options.split(), cwd=slow.parent, start_new_session=True
-    )
+    driver = run_command("search", "--teacher", str(teacher_folder), *options.split(), cwd=slow.parent)
     try:
         until(lambda: driver.poll() is not None or len(events_of(run_dir, "rung")) >= 2)
         assert driver.poll() is None, driver.communicate()[1]
@@ -338,10 +341,10 @@ def test_unreachable_clusters(address: str, reason: str, quick: Any, tmp_path: P
 
 def test_a_port_that_is_no_ray_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Something listens, but never answers: the search does not wait without end."""
-    from autokd.orchestrate import ray_tune
+    from autokd.orchestrate import cluster
 
-    monkeypatch.setattr(ray_tune, "ANSWER_SECONDS", 4.0)
+    monkeypatch.setattr(cluster, "ANSWER_SECONDS", 4.0)
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         address = f"127.0.0.1:{deaf.getsockname()[1]}"
-        with pytest.raises(ClusterError, match="no answer within 4 s"), ray_tune.connect(address, None):
+        with pytest.raises(ClusterError, match="no answer within 4 s"), cluster.connect(address, None):
             raise AssertionError("attached to nothing")
