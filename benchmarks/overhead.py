@@ -68,6 +68,7 @@ def measure(folder: Path, trials: int, cluster: object) -> None:
     space = Space.load("digits", vocabulary())
     teacher = Cost(700_000, 13_000_000)
     engine = Engine(space, Limits(params=70_000), CostOf(Data.load("digits")), teacher, cluster.lanes, seed=0)
+    engine.sampler.check_satisfiable()  # as a search does before it begins
     ledger = Ledger(folder / "ledger.jsonl")
     budget = Budget("trials", trials).to_dict()
     ledger.append("search", rungs=RUNGS, budget=budget, seed=0)

@@ -31,6 +31,9 @@ EPOCH = datetime(1970, 1, 1)  # when trials were run does not matter to the mode
 QUASI_RANDOM = 8  # recipes between the published ones and the model
 MODEL_SHARE = 0.75  # of the recipes after that; the rest come from the prior
 MODEL_MOST = 100  # trials the model is fitted to, the best and the newest
+MODEL_PAYS = (
+    0.3  # seconds of a visit to a rung, ten times what asking the model takes: below, drawing is the better bargain
+)
 MODEL_CANDIDATES = 20  # proposals of the model tried against the constraints
 DRAWS = 400  # draws before the space is called exhausted
 FREE_DRAWS = 20  # of these; the others take a student that is known to be within the limits
@@ -141,8 +144,12 @@ class Sampler:
         return None
 
     def _model_rung(self, history: History) -> int | None:
-        """The highest rung with enough trials to fit a model to."""
-        if len(history.in_role("search")) < len(self.space.published) + QUASI_RANDOM:
+        """The highest rung with enough trials to fit a model to; None where the trials cost less than the model."""
+        tried = history.in_role("search")
+        visits = sum(len(trial.values) for trial in tried)
+        if len(tried) < len(self.space.published) + QUASI_RANDOM:
+            return None
+        if sum(trial.seconds for trial in tried) < MODEL_PAYS * visits:
             return None
         enough = max(10, min(len(self.space.fields), 20) + 1)
         return next((rung for rung in reversed(history.rungs) if len(at_rung(history, rung)) >= enough), None)

@@ -353,7 +353,7 @@ def test_a_proposal_is_quick_after_a_thousand_trials() -> None:
         recipe = SPACE.recipe(point)
         trial = Trial(f"t{number}", "search", recipe, point, "prior", 0, 100, 4000, float(number), state="stopped")
         trial.values = {rung: (quality(recipe), 0.0) for rung in RUNGS[: 1 + (number % 3 == 0) + (number % 9 == 0)]}
-        trial.epoch = max(trial.values)
+        trial.epoch, trial.seconds = max(trial.values), 10.0
         history.trials[trial.id] = trial
     engine = Engine(SPACE, Limits(), cost_of, TEACHER, 2, 0)
     seconds, sources = [], set()

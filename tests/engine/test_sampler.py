@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import optuna
@@ -13,7 +14,7 @@ from autokd.engine import sampler
 from autokd.engine.controls import final_recipes, final_seeds
 from autokd.engine.cost import makespan, relative_cost
 from autokd.engine.rungs import at_rung, leader, next_rung, promotable, rungs_for
-from autokd.engine.sampler import MODEL_MOST, Sampler
+from autokd.engine.sampler import MODEL_MOST, MODEL_PAYS, Sampler
 from autokd.history import History, Trial
 from autokd.recipe import Recipe
 
@@ -169,3 +170,16 @@ def test_relative_cost_counts_rows_peers_and_teacher() -> None:
     assert relative_cost(peers, student, TEACHER) == 3 * plain + TEACHER.flops
     augmented = KD.model_copy(update={"augment": KD.augment.model_copy(update={"policy": "jda", "rho": 0.5})})
     assert relative_cost(augmented, student, TEACHER) == 2 * (plain + TEACHER.flops)
+
+
+def test_the_model_is_not_asked_where_trials_cost_less_than_it_does() -> None:
+    cheap, dear = (History(rungs=(1, 3)) for _ in range(2))
+    draw = random.Random(0)
+    for number in range(60):
+        point = SPACE.quantile([draw.random() for _ in SPACE.fields])
+        for history, seconds in ((cheap, 0.5 * MODEL_PAYS), (dear, 2 * MODEL_PAYS)):
+            trial = Trial(f"t{number}", "search", SPACE.recipe(point), point, "prior", 0, 1, 1, float(number))
+            trial.values, trial.epoch, trial.seconds, trial.state = {1: (draw.random(), 0.0)}, 1, seconds, "paused"
+            history.trials[trial.id] = trial
+    ours = Sampler(SPACE, Limits(), cost_of, seed=0)
+    assert ours._model_rung(dear) == 1 and ours._model_rung(cheap) is None
