@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from autokd.recipe import Recipe
 
 
-@dataclass(frozen=True)
-class Order:
+class _Sealed:
+    """Never changed once made, so copies are the thing itself. Ray Tune copies and prints whatever passes through it."""
+
+    trial: str
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.trial})"
+
+
+@dataclass(frozen=True, repr=False)
+class Order(_Sealed):
     """What an executor tells a core: train this trial up to `to` epochs."""
 
     trial: str
@@ -21,8 +33,8 @@ class Order:
     deadline: float | None = None  # seconds since 1970; the core returns after the epoch in which it passes
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(_Sealed):
     """What a core answers. Plain numbers and words, so that it can cross processes."""
 
     trial: str
