@@ -606,3 +606,19 @@ def test_passwords_are_not_kept(tmp_path: Path, story: Story, monkeypatch: Any) 
     with pytest.raises(TrackingError, match="give the tracking URI again"):
         sync(story.folder)
     shutil.rmtree(story.folder)
+
+
+def test_the_best_value_is_of_the_highest_rung_not_the_highest_anywhere(tmp_path: Path) -> None:
+    from autokd.ledger import Ledger
+    from autokd.tracking.runs import Runs
+
+    budget, ledger, runs = {"kind": "trials", "amount": 3.0}, Ledger(tmp_path / "ledger.jsonl"), Runs()
+    ledger.listen(runs.add)
+    ledger.append("search", rungs=[1, 3], budget=budget, seed=0)
+    for trial, epoch, value in (("t1", 1, 0.8), ("t1", 3, 0.7), ("t2", 1, 1.0)):
+        if epoch == 1:
+            facts = {"point": {}, "source": "prior", "seed": 0, "to": 1, "params": 1, "flops": 1}
+            ledger.append("start", trial=trial, role="search", recipe=RECIPE.to_dict(), **facts)
+        facts = {"tiebreak": 0.0, "metrics": {}, "seconds": 1.0, "history": [], "checkpoint": "c"}
+        ledger.append("rung", trial=trial, epoch=epoch, value=value, **facts)
+    assert [value for name, value, *_ in runs.news[SEARCH].metrics if name == "best_value"] == [0.8, 0.7]

@@ -1,7 +1,7 @@
 """What MLflow should show of a search, folded from its ledger: a run for it, one for each trial. No mlflow here.
 
     of the search   params    the `search` event, flattened
-                    metrics   best_value (step: reports so far), test/<role> (step: tests so far; their running mean)
+                    metrics   best_value (at the highest rung so far; step: reports so far), test/<role> (step: tests so far; their running mean)
                     tags      autokd.search_id, version, state, winner, reason
     of a trial      params    the recipe, flat; seed, params, flops
                     metrics   val/<metric>, term/<name>, train/loss, seconds, lr, value, test (step: epoch)
@@ -23,6 +23,7 @@ from typing import Any
 
 from autokd.history import History, Trial
 from autokd.ledger import Event
+from autokd.result import standing
 from autokd.tracking.address import redact
 
 SEARCH = ""  # the key of the search's own run; trials go by their id
@@ -53,7 +54,7 @@ class Runs:
         self.touched: dict[str, int] = {}  # of the last event about that run
         self._cut: set[str] = set()  # trials that were running when the search was interrupted
         self._reports = 0
-        self._best = -math.inf
+        self._best: tuple[int, float, float, int] | None = None
         self._tests: dict[str, list[float]] = {}
 
     def add(self, event: Event) -> None:
@@ -121,9 +122,9 @@ class Runs:
         news.metrics.append(("value", float(event["value"]), now, last))
         news.tags["autokd.rung"] = str(last)
         self._reports += 1
-        if trial.role == "search" and event["value"] > self._best:
-            self._best = event["value"]
-            self._of(SEARCH).metrics.append(("best_value", float(self._best), now, self._reports))
+        if trial.role == "search" and (self._best is None or standing(trial) > self._best):
+            self._best = standing(trial)
+            self._of(SEARCH).metrics.append(("best_value", float(event["value"]), now, self._reports))
 
     def _on_retry(self, event: Event, trial: Trial, now: int) -> None:
         self._of(trial.id).tags["autokd.retries"] = str(trial.retries)
@@ -145,8 +146,8 @@ class Runs:
     def _on_finish(self, event: Event, _: Trial | None, now: int) -> None:
         news = self._of(SEARCH)
         news.tags["autokd.reason"] = str(event["reason"])
-        if self._best > -math.inf:
-            news.metrics.append(("best_value", float(self._best), now, self._reports))
+        if self._best is not None:
+            news.metrics.append(("best_value", float(self._best[1]), now, self._reports))
 
     # ---- small parts
 
