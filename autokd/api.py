@@ -45,6 +45,7 @@ from autokd.space import Space
 from autokd.students import name_of
 from autokd.students import resolve as resolve_family
 from autokd.students.describe import describe
+from autokd.taping import tape_place, tape_plan
 from autokd.teacher import Teacher, evaluate
 
 DISTILL_EPOCHS = 60
@@ -68,6 +69,8 @@ def search(
     tracking: bool = True,
     tracking_uri: str | None = None,
     ray_address: str | None = None,
+    tape: bool | str | Path = True,
+    tape_limit: str | int | None = None,
     verbose: bool = True,
 ) -> SearchResult:
     """Find the best student for `teacher` that `budget` can buy.
@@ -85,6 +88,9 @@ def search(
     lanes         trials trained at a time; by default one per core, or per GPU
     tracking_uri  of MLflow; by default $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db; tracking=False turns it off
     ray_address   of a running cluster; by default Ray is started on this machine and stopped afterwards
+    tape          where the teacher's outputs are kept so that it runs once and not in every trial: a folder; True means the
+                  user's cache folder, shared by all searches; False runs the teacher live in every trial
+    tape_limit    of that folder, "10GB"; by default a tenth of what is free on its disk, at most 20 GB
 
     Everything is checked before anything is trained; all errors are subclasses of AutokdError.
     """
@@ -97,7 +103,8 @@ def search(
         RunFolder.check_new(run_dir)
     chosen = _space_for(teacher, space, objectives, students)
     limits = parse_limits(constraints, teacher.cost)
-    engine = Engine(chosen, limits, CostOf(teacher.data), teacher.cost, lanes or 1, seed)
+    where = tape_place(tape, tape_limit)
+    engine = Engine(chosen, limits, CostOf(teacher.data), teacher.cost, lanes or 1, seed, taped=where is not None)
     engine.sampler.check_satisfiable()
     uri, shown_uri = _checked_uri(tracking_uri) if tracking else (None, None)
     _introduce(teacher, verbose)
@@ -106,15 +113,26 @@ def search(
         opened = stack.enter_context(open_lanes(executor, ray_address, lanes))
         engine.lanes = opened.lanes
         first = engine.sampler.first_recipe()  # tried before there is a folder: if it raises, nothing is left behind
-        setting, seconds = calibrate(teacher.data, teacher.module, first, device or default_device(), Path())
+        measured = calibrate(teacher.data, teacher.module, first, device or default_device(), Path())
         folder = RunFolder.create(run_dir, name or teacher.data.name)
         stack.callback(folder.close)
         ledger = Ledger(folder.ledger)
         stack.callback(ledger.close)
         plan = make_plan(
-            budget, chosen.epochs, opened.lanes, seconds, teacher.value, setting, epochs, teacher.data.notes
+            budget,
+            chosen.epochs,
+            opened.lanes,
+            measured.epoch_seconds,
+            teacher.value,
+            measured.setting,
+            epochs,
+            teacher.data.notes,
+            measured.teacher_seconds,
+            taped=where is not None,
         )
-        settings = Settings(executor, setting, tracking, shown_uri, ray_address)
+        taped, told = tape_plan(teacher, chosen.objectives, plan.rungs[-1], where)
+        plan = replace(plan, tape=str(told), notes=(*plan.notes, *told.notes))
+        settings = Settings(executor, measured.setting, tracking, shown_uri, ray_address, taped)
         head = _head(name or folder.path.name, teacher, budget, chosen, limits, plan, settings, seed)
         ledger.append("search", **head)
         if teacher.can_be_saved:
@@ -164,7 +182,8 @@ def resume(
         chosen = Space.from_dict(head["space"], vocabulary())
         opened = stack.enter_context(open_lanes(settings.executor, settings.ray_address, lanes))
         limits = Limits(**head["constraints"])
-        engine = Engine(chosen, limits, CostOf(teacher.data), teacher.cost, opened.lanes, head["seed"])
+        taped = settings.tape is not None
+        engine = Engine(chosen, limits, CostOf(teacher.data), teacher.cost, opened.lanes, head["seed"], taped)
         done = f"{len(result.history.trials)} trials, {ledger.elapsed:.0f} s spent so far"
         say(verbose, f"continuing {folder.path}: {done}, budget {total}")
         return work(Session(teacher, folder, ledger, engine, total, settings, opened, uri, verbose))
@@ -178,11 +197,14 @@ def distill(
     seed: int = 0,
     device: str | None = None,
     folder: str | Path | None = None,
+    tape: bool | str | Path = False,
+    tape_limit: str | int | None = None,
     verbose: bool = True,
 ) -> Distilled:
     """Train one recipe, for example recipe.json of a past winner. `epochs` defaults to those of that winner, else 60.
 
-    With `folder`, the student's weights are kept there. Raises RecipeError before training if the recipe is wrong, TrialFailure
+    With `folder`, the student's weights are kept there. `tape` as in `search`: of use where several recipes are trained with the
+    same seed, since a single training reads each of the teacher's outputs once. Raises RecipeError before training if the recipe is wrong, TrialFailure
     if the training fails.
     """
     check_settings(seed=seed, device=device)
@@ -193,11 +215,13 @@ def distill(
     if total < 1:
         raise BudgetError(f"epochs must be at least 1, got {total}; leave it out for the default")
     with _scratch(folder) as scratch:
-        setting, seconds = calibrate(teacher.data, teacher.module, recipe, device or default_device(), scratch)
-        core = TrainingCore(teacher.data, teacher.module, scratch, setting)
+        measured = calibrate(teacher.data, teacher.module, recipe, device or default_device(), scratch)
+        taped, _ = tape_plan(teacher, [term.objective for term in recipe.terms], total, tape_place(tape, tape_limit))
+        core = TrainingCore(teacher.data, teacher.module, scratch, measured.setting, tape=taped)
         core.checkpoint_path("student").unlink(missing_ok=True)
         size = f"{recipe.student.family}, {cost.params:,} parameters"
-        say(verbose, f"distilling {size}: {total} epochs, about {total * seconds:.0f} s, {setting.precision}")
+        seconds = measured.epoch_seconds + (measured.teacher_seconds if recipe.terms else 0.0)
+        say(verbose, f"distilling {size}: {total} epochs, about {total * seconds:.0f} s, {measured.setting}")
         report = core.advance(Order(trial="student", recipe=recipe, seed=seed, to=total, total=total))
         tensors, _ = checkpoint.load(core.checkpoint_path("student"))
     student = load_student(recipe, teacher.data.input_shape, teacher.data.classes, tensors)

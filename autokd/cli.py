@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autokd import __version__
-from autokd.cli_input import check_before_teacher, constraints_of, names_of, teacher_of
+from autokd.cli_input import check_before_teacher, constraints_of, names_of, tape_of, teacher_of
+from autokd.cli_tape import tape
 from autokd.errors import AutokdError, InputError
 
 if TYPE_CHECKING:
@@ -112,6 +113,13 @@ def _search_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--ray-address", help="Attach to a running Ray cluster, from one of its machines: auto or HOST:6379."
         ),
+        click.option(
+            "--tape",
+            help="Folder of what the teacher said, shared by searches; off runs it live. Default: the user's cache.",
+        ),
+        click.option(
+            "--tape-limit", help="Size of that folder, e.g. 10GB. Default: a tenth of the free disk, 20GB at most."
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -147,6 +155,7 @@ def search(
 
     verbose = not (quiet or as_json)
     rest |= {"objectives": names_of("objectives", objectives), "students": names_of("students", students)}
+    rest["tape"] = tape_of(rest["tape"])
     limits = constraints_of(constraints)
     check_before_teacher(budget, limits, **rest)
     result = api.search(teacher_of(teacher, data, root, verbose), budget, constraints=limits, verbose=verbose, **rest)
@@ -332,6 +341,9 @@ def doctor(as_json: bool) -> int:
         for topic, finding in findings.items():
             click.echo(f"{topic:12} {finding}")
     return 1 if findings["missing"] else 0
+
+
+cli.add_command(tape)
 
 
 def _conclude(result: SearchResult, as_json: bool) -> int:

@@ -27,6 +27,8 @@ def check_before_teacher(
     run_dir: str | None,
     tracking: bool,
     tracking_uri: str | None,
+    tape: bool | str,
+    tape_limit: str | None,
     **settings: Any,
 ) -> None:
     """Whatever can be wrong without a teacher is said before one is trained."""
@@ -34,17 +36,24 @@ def check_before_teacher(
     from autokd.budget import Budget
     from autokd.constraints import Cost, parse_limits
     from autokd.run_folder import RunFolder
+    from autokd.taping import tape_place
 
     Budget.parse(budget)
     check_settings(**settings)
     check_names(space, objectives, students)
     parse_limits(limits, Cost(1, 1))
+    tape_place(tape, tape_limit)
     if run_dir is not None:
         RunFolder.check_new(run_dir)
     if tracking:
         from autokd.tracking import check
 
         check(tracking_uri)
+
+
+def tape_of(value: str | None) -> bool | str:
+    """What --tape says: a folder, False for "off", True (the user's cache) where it is left out."""
+    return True if value is None else value if value != "off" else False
 
 
 def teacher_of(source: str, data: str | None, root: str | None, verbose: bool) -> Teacher:

@@ -16,19 +16,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from autokd import sources
+from autokd import sources, stream
 from autokd.arrays import Array, moments, pair, stratified
 from autokd.errors import DataError
+from autokd.items import LazyRows
 
 TEST_FRACTION = 0.2  # of the rows, where no test split is given
 SPLITS = ("train", "val", "test")
 
 
 class Split(NamedTuple):
-    """x (N, C, H, W) or (N, D), uint8 or float32; y (N,) int64."""
+    """x (N, C, H, W) or (N, D), uint8 or float32; y (N,) int64. Of training rows that are streamed, read when indexed."""
 
-    x: Array
-    y: Array
+    x: Any
+    y: Any
 
 
 class Data:
@@ -61,14 +62,15 @@ class Data:
         self.name = name
         self.notes: list[str] = []
         self.origin: dict[str, Any] = {"kind": "arrays"}
+        self.source: stream.Source | None = None  # of training rows that are not in memory
+        self.deterministic = True  # a row is the same whenever it is read, so that outputs for it can be recorded
         given = {"train": (x_train, y_train), "val": (x_val, y_val), "test": (x_test, y_test)}
         splits = self._checked(
             {split: (x, y) for split, (x, y) in given.items() if split == "train" or x is not None or y is not None}
         )
         self.class_names = None if class_names is None else tuple(map(str, class_names))
         self.classes = _check_classes(splits, classes, self.class_names)
-        if val_fraction is not None and not 0 < val_fraction < 1:
-            raise DataError(f"val_fraction must be between 0 and 1, got {val_fraction}; leave it out for the default")
+        _check_fraction(val_fraction)
         self._carve(splits, val_fraction, seed)
         self.train, self.val, self.test = (splits[split] for split in SPLITS)
         self.flip = self._flip(flip)
@@ -84,12 +86,7 @@ class Data:
     @cached_property
     def value_range(self) -> tuple[float, float]:
         """Lowest and highest value a network sees: (0, 1) for uint8 and floats inside it, else the training rows'."""
-        if self.train.x.dtype == np.uint8:
-            return 0.0, 1.0
-        low, high = float(self.train.x.min()), float(self.train.x.max())
-        if low >= 0 and high <= 1:
-            return 0.0, 1.0
-        return (low, high) if low < high else (low, low + 1.0)
+        return _range_of(self.train.x)
 
     @property
     def mean(self) -> Array:
@@ -103,8 +100,7 @@ class Data:
 
     @cached_property
     def _moments(self) -> tuple[Array, Array]:
-        mean, std = moments(self.train.x)
-        return mean.astype(np.float32), np.where(std > 1e-6 * np.maximum(1, abs(mean)), std, 1).astype(np.float32)
+        return _moments_of(self.train.x)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -144,6 +140,8 @@ class Data:
         if isinstance(source, tuple | list):
             if len(source) != 2:
                 raise DataError(f"a pair of datasets (train, test) is needed, got {len(source)}")
+            if "memory" in options:
+                return cls.stream(*source, **options)
             return cls.from_datasets(*source, **options)
         if not isinstance(source, str | Path):
             raise DataError(
@@ -158,6 +156,10 @@ class Data:
     def from_origin(cls, origin: Mapping[str, Any]) -> Data:
         """The data that `data.origin`, or the answer of `save`, tells of."""
         kind, options = origin.get("kind"), dict(origin.get("options", {}))
+        if kind == "stream":
+            raise DataError(
+                f"data streamed from {origin.get('dataset')} are not kept; make them again with Data.stream and pass them"
+            )
         if kind == "folder":
             return cls._from_folder(Path(origin["path"]))
         if kind not in sources.READERS:
@@ -178,8 +180,53 @@ class Data:
         data.notes.insert(0, "each item of the datasets was read once; random transforms of theirs are frozen")
         return data
 
+    @classmethod
+    def stream(
+        cls,
+        train: Any,
+        test: Any = None,
+        val: Any = None,
+        *,
+        memory: int | str = "1GB",
+        workers: int | None = None,
+        classes: int | None = None,
+        class_names: Sequence[str] | None = None,
+        flip: bool | None = None,
+        pad: int | None = None,
+        name: str | None = None,
+        val_fraction: float | None = None,
+        seed: int = 0,
+    ) -> Data:
+        """Data larger than memory: training rows are read from a torch map-style Dataset of (row, label) as they are needed.
+
+        `memory`, bytes or "500MB", bounds the rows that each lane holds: those read ahead, validation and test (half of it
+        at most). `workers` processes read for each lane; by default none on a CPU, whose cores train, and up to four on a
+        GPU. Without `val` or `test`, a tenth of the items is drawn by `seed` for it, 10,000 at most. `classes` is needed
+        where the dataset has no `.targets` or `.labels`. Mean, deviation, value range and fingerprint are taken from a
+        sample. Raises DataError.
+        """
+        _check_fraction(val_fraction)
+        given = {"train": train, "val": val, "test": test}
+        opened = stream.opened(given, memory, workers, val_fraction, seed)
+        data = cls.__new__(cls)
+        data.name, data.notes, data.deterministic = name or type(train).__name__, opened.notes, opened.deterministic
+        data.source = source = opened.source
+        data.class_names = None if class_names is None else tuple(map(str, class_names))
+        x, y = (LazyRows(source.items, source.kept, part) for part in (0, 1))
+        labels = opened.training_labels(classes is not None or class_names is not None)
+        data.classes = _check_classes({"train": Split(x, labels)}, classes, data.class_names)
+        splits = opened.splits(data.classes)
+        data.train, data.val, data.test = Split(x, y), Split(*splits["val"]), Split(*splits["test"])
+        data.value_range, data._moments = _range_of(opened.sample[0]), _moments_of(opened.sample[0])
+        data.fingerprint = opened.fingerprint(data.classes, splits)
+        data.origin = {"kind": "stream", "dataset": type(train).__qualname__, "memory": source.memory}
+        data.flip, data.pad = data._flip(flip), data._pad(pad)
+        return data
+
     def save(self, folder: str | Path) -> dict[str, Any]:
         """Write the rows as .npy files and the rest as data.json; returns the origin from which they can be read."""
+        if self.source is not None:
+            raise DataError(f"{self.name} is streamed, its rows cannot be saved; keep the Dataset, and the seed")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for split in SPLITS:
@@ -247,7 +294,29 @@ class Data:
         return pad
 
 
+# ---- what rows are like
+
+
+def _range_of(x: Array) -> tuple[float, float]:
+    if x.dtype == np.uint8:
+        return 0.0, 1.0
+    low, high = float(x.min()), float(x.max())
+    if low >= 0 and high <= 1:
+        return 0.0, 1.0
+    return (low, high) if low < high else (low, low + 1.0)
+
+
+def _moments_of(x: Array) -> tuple[Array, Array]:
+    mean, std = moments(x)
+    return mean.astype(np.float32), np.where(std > 1e-6 * np.maximum(1, abs(mean)), std, 1).astype(np.float32)
+
+
 # ---- rules across splits
+
+
+def _check_fraction(val_fraction: float | None) -> None:
+    if val_fraction is not None and not 0 < val_fraction < 1:
+        raise DataError(f"val_fraction must be between 0 and 1, got {val_fraction}; leave it out for the default")
 
 
 def _check_alike(train: Array, other: Array, split: str) -> None:

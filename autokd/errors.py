@@ -11,6 +11,7 @@ AutokdError
 ├── RunFolderError           the run folder is missing, unwritable, not empty, or of another search
 │   └── LedgerError          the ledger cannot be used at all (torn last lines are repaired, not raised)
 ├── CheckpointError          a checkpoint is torn or fails its checksum; the trial starts again
+├── TapeError                a segment of the tape is torn, foreign or fails its checksum; it is recorded again
 ├── ClusterError             Ray cannot be reached or lacks what a lane needs
 ├── TrackingError            MLflow cannot be used where it was asked for by name (never during a search)
 ├── ExportError              the exported student differs from the module, or the format is unknown
@@ -65,6 +66,10 @@ class LedgerError(RunFolderError):
 
 class CheckpointError(AutokdError):
     """A checkpoint is torn or fails its checksum."""
+
+
+class TapeError(AutokdError):
+    """A segment of the tape is torn, foreign, of another format, or fails its checksum. A search records it again."""
 
 
 class ClusterError(AutokdError):

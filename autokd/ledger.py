@@ -7,7 +7,8 @@ The events, and what they carry:
     session   pid, budget, lanes; a process begins to work on the search (the first, or after a resume)
     start     trial, role, recipe, point, source, seed, to, params, flops, group
     resume    trial, to
-    rung      trial, epoch, value, tiebreak, metrics, seconds, history[{epoch, seconds, loss, terms, metrics}], checkpoint, precision
+    rung      trial, epoch, value, tiebreak, metrics, seconds, history[{epoch, seconds, recording, loss, terms, metrics}], checkpoint,
+              precision, and notes where something was done otherwise than planned
     retry     trial, message; a worker died, the trial goes on from its last rung
     fail      trial, reason ("nan" | "chance" | "exception" | "worker"), message
     finals    winner (trial), seeds; the search phase is over

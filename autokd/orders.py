@@ -47,6 +47,7 @@ class Report(_Sealed):
     checkpoint: str
     precision: str
     retries: int = 0
+    notes: tuple[str, ...] = ()  # what had to be done otherwise than planned, in words, said once
 
 
 class Core(Protocol):

@@ -59,6 +59,7 @@ class Progress:
         self._status, self._interval, self._clock = status, interval, clock
         self._best = leader(self.history.in_role("search"))
         self._best_key = None if self._best is None else standing(self._best)
+        self._notes: list[str] = []  # said already
         self._opened = self._heard = self._said = clock()
         self._epochs_before = self.history.epochs
 
@@ -89,6 +90,10 @@ class Progress:
         self.history.add(event)
         self._heard = self._clock()
         better = self._renew_best(event)
+        for note in event.get("notes") or ():
+            if note not in self._notes:
+                self._notes.append(note)
+                self._say(f"note: {note}")
         if self._live is None and event["event"] in ("start", "rung", "fail", "finals"):
             if better and self._best is not None:
                 self._say(f"{words.duration(self.elapsed)}: new best {best_words(self._best, self.metric)}")

@@ -20,7 +20,7 @@ class Batch:
     """Rows of one step. Everything about a row is explicit; nothing is implied by its position."""
 
     x: Tensor  # (N, ...) float, in the data's own units (uint8 images are divided by 255)
-    y: Tensor  # (N,) int64 for classification
+    y: Tensor  # (N, …), what the task wants: (N,) int64 for classification
     index: Tensor  # (N,) int64, position in the training split
     view: Tensor  # (N,) int64, 0 = base view, 1, 2, … = augmented views
     parent: Tensor  # (N,) int64, row of the base view of the same image; own row for base views
@@ -43,15 +43,21 @@ class Outputs:
     logits: Tensor  # (N, C)
     embedding: Tensor | None = None  # (N, D), input of the last linear layer
     stages: tuple[Tensor, ...] = ()  # (N, channels, height, width) after each stage
+    attention: tuple[Tensor, ...] = ()  # (N, height, width) of each stage, unit norm: small enough to be recorded
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Outputs:
+        """Every tensor changed in the same way."""
+        embedding = None if self.embedding is None else change(self.embedding)
+        return Outputs(
+            change(self.logits), embedding, tuple(map(change, self.stages)), tuple(map(change, self.attention))
+        )
 
     def detach(self) -> Outputs:
-        embedding = None if self.embedding is None else self.embedding.detach()
-        return Outputs(self.logits.detach(), embedding, tuple(stage.detach() for stage in self.stages))
+        return self.map(Tensor.detach)
 
     def float(self) -> Outputs:
         """In float32: losses are computed in it whatever the networks run in."""
-        embedding = None if self.embedding is None else self.embedding.float()
-        return Outputs(self.logits.float(), embedding, tuple(stage.float() for stage in self.stages))
+        return self.map(Tensor.float)
 
 
 class Objective(nn.Module):
@@ -63,6 +69,9 @@ class Objective(nn.Module):
 
     fields: ClassVar[Mapping[str, Rule]] = {}  # keyword arguments of __init__
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})  # of {"logits", "embedding", "stages"}, from both networks
+    recorded: ClassVar[frozenset[str] | None] = (
+        None  # what to record of a teacher instead of that: {"attention"} is smaller
+    )
     row_weighted: ClassVar[bool] = False
     default_weight: ClassVar[float] = 1.0
     weight_range: ClassVar[tuple[float, float]] = (0.03, 30.0)  # log-uniform search range of the weight
@@ -70,6 +79,10 @@ class Objective(nn.Module):
 
     def build(self, student: Shapes, teacher: Shapes) -> None:
         """Create adaptors (as submodules) for these shapes. Raises RecipeError if they cannot be compared."""
+
+    def of_teacher(self, student: Shapes, teacher: Shapes) -> frozenset[str]:
+        """What `forward` reads of the teacher's outputs: `recorded` where these shapes allow it, else `needs`."""
+        return self.recorded or self.needs
 
     def forward(
         self, student: Outputs, teacher: Outputs, batch: Batch, row_weight: Tensor | None = None
@@ -92,9 +105,7 @@ class StudentFamily(Protocol):
 
 
 class TeacherSignal(Protocol):
-    """Where a step gets the teacher's outputs: the live network now, a replayed tape with the next version of the core."""
-
-    shapes: Shapes
+    """Where a step gets the teacher's outputs: the live network, or what was recorded of it."""
 
     def outputs(self, batch: Batch) -> Outputs:
         """Detached outputs for the rows of `batch`, float32."""

@@ -14,6 +14,7 @@ from rich.console import Console
 from autokd.budget import Budget
 from autokd.core.core import Blueprint
 from autokd.core.device import Setting
+from autokd.core.payload import TapePlan
 from autokd.data import Data
 from autokd.delivery import deliver
 from autokd.engine.engine import Engine
@@ -41,13 +42,17 @@ class Settings:
     tracking: bool
     tracking_uri: str | None
     ray_address: str | None
+    tape: TapePlan | None = None
+    cohort: int = 1
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "tape": None if self.tape is None else self.tape.to_dict()}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Settings:
-        return cls(**{**data, "setting": Setting(**data["setting"])})
+        tape = data.get("tape")
+        known = {"setting": Setting(**data["setting"]), "tape": None if tape is None else TapePlan.from_dict(tape)}
+        return cls(**{**data, **known})
 
 
 class Lanes(Protocol):
@@ -143,7 +148,15 @@ def _search(session: Session, tracker: Tracker | None) -> str:
 
 def _execute(session: Session, director: Director) -> str:
     teacher, folder = session.teacher, session.folder
-    blueprint = Blueprint(teacher.data, teacher.module, str(folder.checkpoints), session.settings.setting)
+    settings = session.settings
+    blueprint = Blueprint(
+        teacher.data,
+        teacher.module,
+        str(folder.checkpoints),
+        settings.setting,
+        tape=settings.tape,
+        cohort=settings.cohort if settings.executor == "ray" else 1,
+    )
     if session.settings.executor == "inline":
         core = blueprint.build()
         try:

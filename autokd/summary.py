@@ -46,15 +46,16 @@ def plan_lines(plan: Mapping[str, Any], head: Mapping[str, Any]) -> list[tuple[s
     ]
     constraints = limit_words(head.get("constraints") or {})
     timed = [("one epoch", "epoch_seconds"), ("full training", "full_training_seconds")]
-    phases = [("search", "search_seconds"), ("final retraining", "final_seconds")]
+    phases = [("recording", "recording_seconds"), ("search", "search_seconds"), ("final retraining", "final_seconds")]
     expected = plan.get("expected_trials")
     lines += [("precision", str(plan["precision"]))] if plan.get("precision") else []
+    lines += [("tape", str(plan["tape"]))] if plan.get("tape") else []
     lines += [("constraints", constraints)] if constraints else []
     lines += [("expected", f"about {expected:.0f} trials")] if expected else []
     lines += [
         (name, f"about {words.duration(plan[key])}" + (" (reference recipe)" if (name, key) in timed else ""))
         for name, key in timed + phases
-        if plan.get(key) is not None
+        if plan.get(key)
     ]
     return lines
 

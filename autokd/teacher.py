@@ -294,13 +294,12 @@ def _fit(
     )
     setting = _calibrated(data, recipe, epochs)
     core = TrainingCore(data, None, "", setting)
-    run = Run(recipe, seed, data, None, core.example, setting)
+    run = Run(recipe, seed, data, core.task, None, core.example, setting)
     for epoch in range(1, epochs + 1):
-        try:
-            with setting.on_its_threads():
-                log = train_epoch(run, core.data, None, core.task, epochs, setting)
-        except TrialFailure as failure:
-            raise TeacherError(f"the teacher could not be trained: {failure}") from None
+        with setting.on_its_threads():
+            log = train_epoch([run], core.rows, None, core.task, epochs)[0]
+        if isinstance(log, TrialFailure):
+            raise TeacherError(f"the teacher could not be trained: {log}")
         if on_epoch is not None:
             on_epoch(epoch, epochs, log["metrics"][core.task.metric])
     tensors, _ = run.state()
@@ -310,7 +309,8 @@ def _fit(
 
 def _calibrated(data: Data, recipe: Recipe, epochs: int) -> Setting:
     """As for a student, but on all cores where they help: on a busy machine they wait for each other."""
-    one, seconds = calibrate(data, None, recipe, default_device(), Path())
+    measured = calibrate(data, None, recipe, default_device(), Path())
+    one, seconds = measured.setting, measured.epoch_seconds
     many = replace(one, threads=cpu_count())
     if many == one or epochs * seconds < SHORT:
         return one

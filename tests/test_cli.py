@@ -22,7 +22,7 @@ from autokd.cli import cli, main
 OPTIONS = {  # growing this is a decision, not an accident
     "autokd": "--version",
     "search": "--teacher --data --root --budget --space --objectives --students --constraint --epochs --seed --run-dir --name "
-    "--executor --lanes --device --tracking --tracking-uri --ray-address --json --quiet",
+    "--executor --lanes --device --tracking --tracking-uri --ray-address --tape --tape-limit --json --quiet",
     "resume": "RUN_DIR --budget --teacher --data --root --executor --lanes --tracking-uri --ray-address --json --quiet",
     "distill": "--teacher --data --root --recipe --epochs --seed --out --json --quiet",
     "show": "RUN_DIR --top --sync --json",
@@ -31,6 +31,7 @@ OPTIONS = {  # growing this is a decision, not an accident
     "ui": "--tracking-uri --port --host",
     "spaces": "NAME --json",
     "doctor": "--json",
+    "tape": "--dir",
 }
 SMALL = "--budget 3trials --epochs 2 --executor inline --no-tracking --students mlp --constraint params=teacher/2"
 

@@ -9,7 +9,7 @@ import pytest
 from autokd.budget import Budget
 from autokd.core.device import Setting
 from autokd.engine.cost import makespan
-from autokd.plan import FINALS, SHORTEST, Plan, make_plan
+from autokd.plan import SHORTEST, Plan, final_trainings, make_plan
 
 
 def plan(budget: str, longest: int = 60, lanes: int = 2, epoch_seconds: float = 0.2, **more: object) -> Plan:
@@ -23,7 +23,7 @@ def test_the_finals_fit_into_their_share_of_the_time(lanes: int, seconds: int) -
     assert found.rungs[-1] > SHORTEST
     assert found.final_seconds <= 0.2 * seconds + 1e-9
     assert found.full_training_seconds <= 0.08 * seconds, "or costlier recipes could not be retrained in time"
-    assert found.final_seconds == pytest.approx(makespan(FINALS, lanes) * found.full_training_seconds)
+    assert found.final_seconds == pytest.approx(makespan(final_trainings(0.0, True), lanes) * found.full_training_seconds)
     assert found.search_seconds == 0.8 * seconds
 
 
@@ -59,3 +59,13 @@ def test_a_plan_is_json() -> None:
     again = json.loads(json.dumps(found.to_dict()))
     assert again["notes"] == ["from the data"] and tuple(again["rungs"]) == found.rungs
     assert again["precision"] == "students fp32, teacher fp32"
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 5])
+def test_a_teacher_is_paid_once_a_seed_on_a_tape_and_in_every_training_without(lanes: int) -> None:
+    taped, live = (plan("10m", lanes=lanes, longest=10_000, teacher_seconds=0.6, taped=taped) for taped in (True, False))
+    for found in (taped, live):
+        assert found.final_seconds <= 0.2 * 600 + 1e-9
+    assert taped.rungs[-1] > live.rungs[-1] and taped.expected_trials > live.expected_trials
+    assert taped.recording_seconds == pytest.approx(0.6 * taped.rungs[-1]) and live.recording_seconds == 0
+    assert final_trainings(3.0, True) == (4, 1, 1) * 3 and final_trainings(3.0, False) == (4, 1, 4) * 3

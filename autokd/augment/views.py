@@ -7,16 +7,27 @@ by position.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from autokd.augment.base import base_view
 from autokd.augment.counters import Stream, uniform
-from autokd.augment.jda import jda
+from autokd.augment.jda import CHAINS, jda
 from autokd.errors import InputError
 from autokd.protocols import Batch
 from autokd.recipe import AugmentSpec
+
+VERSION = 1  # of the views: raised whenever one of them comes out differently, so that nothing recorded before is used
+
+
+class Made(NamedTuple):
+    """Images of some rows, float, and which operations of the JDA chain changed them ((N, L) bool; None for base views)."""
+
+    x: Tensor
+    fired: Tensor | None = None
 
 
 def make_batch(
@@ -30,72 +41,96 @@ def make_batch(
     pad: int = 0,
     flip: bool = False,
     value_range: tuple[float, float] = (0.0, 1.0),
+    recorded: Callable[[int, Tensor], Made] | None = None,
 ) -> Batch:
-    """The batch of the images `index` (B,) of the data x (n, …), uint8 or float, and y (n,), all on one device.
+    """The batch of the samples `index` (B,) with raw rows x (B, …), uint8 or float, and targets y (B, …), all on one device.
 
     uint8 becomes float/255. Policy "base" crops (padding `pad`) and mirrors (`flip`) images; vectors stay. Policy
     "jda" adds, per image, a = rho/(1 − rho) augmented rows on average: view v = 1, 2, … is there with probability
     a − (v − 1), clipped to [0, 1]. Its chain comes before a crop and flip of its own. `value_range` is that of float
-    images. A row depends on (seed, epoch, its index, its view) and the augmentation's settings only. Raises
-    InputError for jda on anything but images.
+    images. A row depends on (seed, epoch, its index, its view) and the augmentation's settings only, so that augmented
+    rows may also come from `recorded(view, index)`. Raises InputError for jda on anything but images.
     """
-    if augment.policy == "jda" and x.ndim != 4:
+    own = torch.arange(len(index), device=index.device)
+    if augment.policy != "jda":
+        images = make_view(x, index, 0, augment, seed, epoch, pad, flip, value_range).x
+        return Batch(x=images, y=y, index=index, view=torch.zeros_like(own), parent=own)
+    if x.ndim != 4:
         raise InputError(
-            f"jda needs images (n, channels, height, width), got data of shape {tuple(x.shape)}; use base or none"
+            f"jda needs images (n, channels, height, width), got rows of shape {tuple(x.shape[1:])}; use base or none"
         )
-    parent = torch.arange(len(index), device=index.device)
-    view = torch.zeros_like(parent)
-    if augment.policy == "jda":
-        extra, extra_view = _augmented_rows(augment.rho, seed, epoch, index)
-        parent, view = torch.cat([parent, extra]), torch.cat([view, extra_view])
-    rows = index[parent]
-    images, fired = _as_float(x[rows]), None
-    if augment.policy == "jda":
-        limits = value_range if x.is_floating_point() else (0.0, 1.0)
-        images, fired = _strengthen(images, len(index), augment, seed, epoch, rows, view, limits)
-    if augment.policy != "none" and x.ndim == 4:
-        images = base_view(images, seed, epoch, rows, view, pad, flip)
-    return Batch(x=images, y=y[rows], index=rows, view=view, parent=parent, fired=fired)
+    parents, views = [own], [torch.zeros_like(own)]
+    made = [make_view(x, index, 0, augment, seed, epoch, pad, flip, value_range)]
+    for view, parent in _augmented_rows(augment.rho, seed, epoch, index):
+        rows = index[parent]
+        parents.append(parent)
+        views.append(torch.full_like(parent, view))
+        if recorded is not None:
+            made.append(recorded(view, rows))
+        else:
+            made.append(make_view(x[parent], rows, view, augment, seed, epoch, pad, flip, value_range))
+    parent = torch.cat(parents)
+    return Batch(
+        x=torch.cat([each.x for each in made]),
+        y=y[parent],
+        index=index[parent],
+        view=torch.cat(views),
+        parent=parent,
+        fired=_all_fired(made, augment.chain),
+    )
 
 
-def _as_float(x: Tensor) -> Tensor:
-    return x.float() if x.is_floating_point() else x.float() / 255
-
-
-def _augmented_rows(rho: float, seed: int, epoch: int, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Parent rows and view numbers (≥ 1) of the augmented rows."""
-    per_image = rho / (1 - rho)
-    parents, views = [index.new_zeros(0)], [index.new_zeros(0)]
-    for view in range(1, math.ceil(per_image) + 1):
-        chosen = (uniform(seed, epoch, index, view, Stream.PICK) < per_image - (view - 1)).nonzero()[:, 0]
-        parents.append(chosen)
-        views.append(torch.full_like(chosen, view))
-    return torch.cat(parents), torch.cat(views)
-
-
-def _strengthen(
-    images: Tensor,
-    base: int,
+def make_view(
+    x: Tensor,
+    index: Tensor,
+    view: int,
     augment: AugmentSpec,
     seed: int,
     epoch: int,
-    index: Tensor,
-    view: Tensor,
+    pad: int,
+    flip: bool,
     value_range: tuple[float, float],
-) -> tuple[Tensor, Tensor]:
-    """Run the chain on the rows from `base` on; (images, fired) for all rows."""
-    strong, fired = jda(
-        images[base:],
-        chain=augment.chain,
-        p=augment.p,
-        magnitude=augment.magnitude,
-        seed=seed,
-        epoch=epoch,
-        index=index[base:],
-        view=view[base:],
-        value_range=value_range,
+) -> Made:
+    """View number `view` of the samples `index` (N,) with raw rows x (N, …): 0 is the base view, 1, 2, … are augmented."""
+    limits = value_range if x.is_floating_point() else (0.0, 1.0)
+    fired = None
+    if view > 0:
+        images, fired = jda(
+            _as_float(x),
+            chain=augment.chain,
+            p=augment.p,
+            magnitude=augment.magnitude,
+            seed=seed,
+            epoch=epoch,
+            index=index,
+            view=view,
+            value_range=limits,
+        )
+        return Made(base_view(images, seed, epoch, index, view, pad, flip), fired)
+    if augment.policy != "none" and x.ndim == 4:
+        x = base_view(x, seed, epoch, index, view, pad, flip)  # before it becomes float: a quarter of the bytes to move
+    return Made(_as_float(x), fired)
+
+
+def _all_fired(made: list[Made], chain: str) -> Tensor:
+    """(N, L) bool for all rows of a batch; nothing fires on base rows."""
+    length = len(CHAINS[chain])
+    return torch.cat(
+        [each.x.new_zeros(len(each.x), length, dtype=torch.bool) if each.fired is None else each.fired for each in made]
     )
-    return torch.cat([images[:base], strong]), torch.cat([fired.new_zeros(base, fired.shape[1]), fired])
+
+
+def _as_float(x: Tensor) -> Tensor:
+    return x.float() if x.is_floating_point() else x.float().div_(255)
+
+
+def _augmented_rows(rho: float, seed: int, epoch: int, index: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """View numbers (≥ 1) and the positions in `index` of the images that have that view, if any has."""
+    per_image = rho / (1 - rho)
+    for view in range(1, math.ceil(per_image) + 1):
+        chosen = (uniform(seed, epoch, index, view, Stream.PICK) < per_image - (view - 1)).nonzero()[:, 0]
+        if len(chosen):
+            yield view, chosen
 
 
 def ccd_weight(teacher_logits: Tensor, batch: Batch, normalise: bool = False) -> Tensor:

@@ -1,34 +1,38 @@
-"""The training core: one per device. Holds the data and the teacher once and trains the trials it is given."""
+"""The training core: one per device. Holds the data, the teacher and its tape once and trains the trials it is given."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import torch
 from torch import nn
 
 from autokd.core import checkpoint
-from autokd.core.data import Resident, to_float
-from autokd.core.device import Setting, candidates, fastest, time_of
-from autokd.core.loop import train_epoch, validate
+from autokd.core.calibration import CHOICE, Calibrator, timed_steps
+from autokd.core.data import Resident, Rows, steps, to_float
+from autokd.core.device import Setting, candidates, fastest, keep_freed_memory, time_of
+from autokd.core.gathering import Gathering
+from autokd.core.live import LiveTeacher, Rehearsal
+from autokd.core.loop import failure_of, feed, train_epoch, validate
+from autokd.core.payload import TapePlan
 from autokd.core.run import Run
-from autokd.core.tape import LiveTeacher
+from autokd.core.teaching import Teaching
 from autokd.data import Data
 from autokd.errors import CheckpointError, InputError, TrialFailure
 from autokd.orders import Core, Order, Report
-from autokd.protocols import Batch, StudentFamily
+from autokd.protocols import StudentFamily
 from autokd.recipe import Recipe
 from autokd.students import GIVEN
 from autokd.tasks import TASKS
 
 SETTLED = 3  # epochs after which a student at chance has failed; before, it is merely last in its rung
-
 CALIBRATION_ROWS = 128
-WARM_UP_STEPS, CALIBRATION_STEPS = 3, 20
+CALIBRATION_STEPS = 12
 
 
 @dataclass(frozen=True)
@@ -41,14 +45,34 @@ class Blueprint:
     setting: Setting
     task: str = "classification"
     given: Mapping[str, StudentFamily] = field(default_factory=lambda: dict(GIVEN))  # families that are objects
+    tape: TapePlan | None = None
+    cohort: int = 1  # trials that may share a live teacher
 
     def build(self) -> Core:
         GIVEN.update(self.given)
-        return TrainingCore(self.data, self.teacher, self.folder, self.setting, self.task)
+        core = TrainingCore(self.data, self.teacher, self.folder, self.setting, self.task, self.tape, calibrated=True)
+        return Gathering(core, self.cohort) if self.cohort > 1 else core
+
+
+@dataclass
+class _Training:
+    """An order at work."""
+
+    order: Order
+    run: Run | None = None
+    retries: int = 0
+    failure: TrialFailure | CheckpointError | None = None
+
+    @property
+    def unfinished(self) -> bool:
+        if self.failure is not None or self.run is None or self.run.epoch >= self.order.to:
+            return False
+        new = self.run.epoch > self.order.start
+        return not (new and self.order.deadline is not None and time.time() >= self.order.deadline)
 
 
 class TrainingCore:
-    """Trains trials on one device, one at a time, from checkpoint to checkpoint in `folder`."""
+    """Trains trials on one device, from checkpoint to checkpoint in `folder`."""
 
     def __init__(
         self,
@@ -57,13 +81,23 @@ class TrainingCore:
         folder: str | Path,
         setting: Setting,
         task: str = "classification",
+        tape: TapePlan | None = None,
+        calibrated: bool = False,
     ) -> None:
+        """With `calibrated`, `setting` is where measuring starts, and each student shape gets its own."""
+        keep_freed_memory()
         self.setting, self.folder = setting, Path(folder)
-        self.data = Resident(data, setting.device)
+        self.rows: Rows = Resident(data, setting.device)
         self.task = TASKS[task]
-        self.example = to_float(self.data.x[:2])
-        self.teacher = None if teacher is None else LiveTeacher(teacher, self.example, setting)
-        self.chance = self.task.chance(self.data.val_y)
+        self.example = to_float(torch.as_tensor(data.train.x[:2])).to(setting.device)
+        self.chance = self.task.chance(self.rows.val_y)
+        self.teaching = None
+        if teacher is not None:
+            with setting.on_its_threads():
+                self.teaching = Teaching(LiveTeacher(teacher, self.example, setting), self.rows, tape)
+        measured = Calibrator(setting, self.step_seconds, self.folder / "calibration")
+        self._calibrator = measured if calibrated else None
+        self._told = 0
 
     def advance(self, order: Order) -> Report:
         """Train the order's trial to `order.to` epochs, or to the epoch in which its deadline passes.
@@ -71,87 +105,148 @@ class TrainingCore:
         Goes on from the trial's checkpoint if that is sound, else from the beginning. Raises TrialFailure for NaN, chance level
         or any exception of a model, loss or data set; CheckpointError if the checkpoint cannot be written.
         """
-        try:
-            with self.setting.on_its_threads():
-                return self._advance(order)
-        except (CheckpointError, TrialFailure):
-            raise
-        except Exception as error:  # whatever a user's own model or loss raises ends this trial, not the search
-            raise TrialFailure("exception", f"{type(error).__name__}: {error}".splitlines()[0]) from error
+        answer = self.advance_together([order])[0]
+        if isinstance(answer, Report):
+            return answer
+        raise answer
+
+    def advance_together(self, orders: Sequence[Order]) -> list[Report | TrialFailure | CheckpointError]:
+        """The same for a cohort: trials that agree in seed, views, batch size and epochs, fed the same batches.
+
+        The views are made once and a live teacher runs once for all of them, so that k trials cost T + k·S instead of k·(T + S).
+        """
+        with self.setting.on_its_threads():
+            trainings = [self._open(order) for order in orders]
+            for together in _in_step(trainings):
+                self._train(together)
+            return [self._close(training) for training in trainings]
 
     def close(self) -> None:
         """Leave the teacher as it was given. The core cannot be used afterwards."""
-        if self.teacher is not None:
-            self.teacher.close()
+        self.rows.close()
+        if self.teaching is not None:
+            self.teaching.close()
 
     def checkpoint_path(self, trial: str) -> Path:
         return self.folder / f"{trial}.safetensors"
 
+    # ---- measuring
+
     def seconds_per_epoch(self, recipe: Recipe, seed: int) -> float:
-        """Measured on some steps of training from scratch, after some to warm up. Raises InputError if it cannot be trained."""
+        """Of training on a tape, from some steps, and one validation. Raises InputError if it cannot be trained."""
         try:
-            run = self._new(recipe, seed)
             with self.setting.on_its_threads():
-                self._some_steps(run, WARM_UP_STEPS)
-                steps, seconds = self._some_steps(run, CALIBRATION_STEPS)
-                validation = time_of(lambda: validate(run, self.data, self.task, self.setting), repeats=1)
+                each = median(self.step_seconds(recipe, self.setting, CALIBRATION_STEPS, seed))
+                run = self._new(recipe, seed, self.setting)
+                validation = time_of(lambda: validate(run, self.rows, self.task), repeats=1)
         except InputError:
             raise
         except Exception as error:  # whatever a user's own model or loss raises, here before a search begins
             told = f"{type(error).__name__}: {error}".splitlines()[0]
             raise InputError(
-                f"the first student, '{recipe.student.family}', cannot be trained on {self.data.data.name}: {told}; mend or leave it out"
+                f"the first student, '{recipe.student.family}', cannot be trained on {self.rows.data.name}: {told}; mend or leave it out"
             ) from error
         run.close()
-        return (seconds - validation) * self.data.steps(recipe.optim.batch) / steps + validation
+        return each * steps(len(self.rows), recipe.optim.batch) + validation
 
-    def _some_steps(self, run: Run, most: int) -> tuple[int, float]:
-        """Steps trained and the seconds they took, validation included."""
-        begun = time.perf_counter()
-        with suppress(TrialFailure):  # a loss that becomes NaN takes as long
-            train_epoch(run, self.data, self.teacher, self.task, 1_000, self.setting, most)
-        return min(most, self.data.steps(run.recipe.optim.batch)), time.perf_counter() - begun
+    def step_seconds(self, recipe: Recipe, setting: Setting, most: int, seed: int = 0) -> list[float]:
+        """Of each of `most` steps but the first, of a student trained from scratch on a tape, its batches included."""
+        run = self._new(recipe, seed, setting)
+        signal = None
+        if self.teaching is not None and recipe.terms:
+            signal = Rehearsal(self.teaching.shapes, setting.device)
+        run.begin_epoch()
+        batches = self._again_and_again(run, signal, most)
+
+        def step() -> None:
+            run.step.dial(0.5)
+            run.step(*next(batches))
+
+        seconds = timed_steps(step, most, setting.device)
+        run.close()
+        return seconds
+
+    def _again_and_again(self, run: Run, signal: Any, most: int) -> Iterator[Any]:
+        while True:
+            yield from feed(run, self.rows, signal, most)
 
     # ---- inside
 
-    def _advance(self, order: Order) -> Report:
-        run, retries = self._open(order)
-        while run.epoch < order.to:
-            self._epoch(run, order.total)
-            if order.deadline is not None and time.time() >= order.deadline:
-                break
-        report = self._report(order, run, retries)
-        checkpoint.save(self.checkpoint_path(order.trial), *run.state())
-        run.close()
-        if report.value <= self.chance and run.epoch >= SETTLED:
-            what = f"{self.task.metric} {report.value:.3f} is not above chance ({self.chance:.3f})"
-            raise TrialFailure("chance", f"{what} after {run.epoch} epochs")
-        return report
+    def _train(self, together: list[_Training]) -> None:
+        """Epoch by epoch; who is done, late or failed leaves."""
+        while together := [each for each in together if each.unfinished]:
+            runs = [each.run for each in together if each.run is not None]
+            until = max(each.order.to for each in together)
+            try:
+                logs = train_epoch(runs, self.rows, self.teaching, self.task, together[0].order.total, until)
+            except Exception as error:  # of the data set or the teacher, which are the user's own: all of them fail
+                logs = [failure_of(error) for _ in together]
+            for each, told in zip(together, logs, strict=True):
+                each.failure = told if isinstance(told, TrialFailure) else None
 
-    def _open(self, order: Order) -> tuple[Run, int]:
-        """The trial's run, from its checkpoint or new, and 1 if a checkpoint was lost so that it starts again."""
-        run = self._new(order.recipe, order.seed)
+    def _open(self, order: Order) -> _Training:
+        """The trial's run, from its checkpoint or new, and 1 retry if a checkpoint was lost so that it starts again."""
+        try:
+            found, lost = self._found(order)
+            run = self._new(order.recipe, order.seed, self._setting(order, found))
+            if found is None:
+                return _Training(order, run, int(lost))
+            try:
+                run.restore(*found)
+            except (
+                KeyError,
+                RuntimeError,
+                ValueError,
+            ):  # whole, but of another version of the user's own model or loss
+                return _Training(order, self._new(order.recipe, order.seed, run.setting), 1)
+            return _Training(order, run)
+        except Exception as error:  # whatever a user's own model or loss raises ends this trial, not the search
+            return _Training(order, failure=failure_of(error))
+
+    def _found(self, order: Order) -> tuple[tuple[dict[str, Any], dict[str, Any]] | None, bool]:
+        """The trial's checkpoint, and whether one is lost."""
         path = self.checkpoint_path(order.trial)
         if not path.exists():
-            return run, int(order.start > 0)
+            return None, order.start > 0
         try:
             tensors, meta = checkpoint.load(path)
         except CheckpointError:
-            return run, 1
+            return None, True
         if (meta.get("recipe"), meta.get("seed")) != (order.recipe.to_dict(), order.seed):
-            return run, 1
+            return None, True
+        return (tensors, meta), False
+
+    def _setting(self, order: Order, found: tuple[dict[str, Any], dict[str, Any]] | None) -> Setting:
+        """As this trial began, so that a resumed trial equals one that was not interrupted; else measured."""
+        kept = found[1].get("setting") if found else None
+        if kept:
+            return replace(self.setting, **{name: kept[name] for name in CHOICE})
+        if self._calibrator is None:
+            return self.setting
+        return self._calibrator.setting_for(order.recipe, order.total * steps(len(self.rows), order.recipe.optim.batch))
+
+    def _new(self, recipe: Recipe, seed: int, setting: Setting) -> Run:
+        shapes = None if self.teaching is None else self.teaching.shapes
+        return Run(recipe, seed, self.rows.data, self.task, shapes, self.example, setting)
+
+    def _close(self, training: _Training) -> Report | TrialFailure | CheckpointError:
+        """Checkpoint and report, or why there is none."""
+        run, order = training.run, training.order
+        if run is None or training.failure is not None:
+            return training.failure or TrialFailure("exception", "the trial could not be opened")
+        report = self._report(order, run, training.retries)
+        tensors, meta = run.state()
+        kept = {name: asdict(run.setting)[name] for name in CHOICE}
         try:
-            run.restore(tensors, meta)
-        except (KeyError, RuntimeError, ValueError):  # whole, but of another version of the user's own model or loss
-            return self._new(order.recipe, order.seed), 1
-        return run, 0
-
-    def _new(self, recipe: Recipe, seed: int) -> Run:
-        shapes = None if self.teacher is None else self.teacher.shapes
-        return Run(recipe, seed, self.data.data, shapes, self.example, self.setting)
-
-    def _epoch(self, run: Run, total: int) -> None:
-        train_epoch(run, self.data, self.teacher, self.task, total, self.setting)
+            checkpoint.save(self.checkpoint_path(order.trial), tensors, {**meta, "setting": kept})
+        except CheckpointError as error:
+            return error
+        finally:
+            run.close()
+        if report.value <= self.chance and run.epoch >= SETTLED:
+            what = f"{self.task.metric} {report.value:.3f} is not above chance ({self.chance:.3f})"
+            return TrialFailure("chance", f"{what} after {run.epoch} epochs")
+        return report
 
     def _report(self, order: Order, run: Run, retries: int) -> Report:
         """Covers every epoch the ledger does not know yet, also those whose report was lost with a process."""
@@ -166,38 +261,63 @@ class TrainingCore:
             seconds=sum(log["seconds"] for log in history),
             history=history,
             checkpoint=self.checkpoint_path(order.trial).name,
-            precision=self.setting.precision,
+            precision=str(run.setting),
             retries=retries,
+            notes=self._new_notes(),
         )
 
+    def _new_notes(self) -> tuple[str, ...]:
+        """What the teacher's side had to say since the last report."""
+        if self.teaching is None:
+            return ()
+        notes = tuple(self.teaching.notes[self._told :])
+        self._told += len(notes)
+        return notes
 
-def calibrate(
-    data: Data, teacher: nn.Module | None, recipe: Recipe, device: str, folder: Path
-) -> tuple[Setting, float]:
-    """The setting in which this machine is fastest, measured on `recipe`, and the seconds of one of its epochs."""
-    setting = Setting(device)
+
+def _in_step(trainings: Sequence[_Training]) -> list[list[_Training]]:
+    """Those that stand at the same epoch train together; one that lost its checkpoint starts again alone."""
+    groups: dict[int, list[_Training]] = {}
+    for training in trainings:
+        if training.run is not None:
+            groups.setdefault(training.run.epoch, []).append(training)
+    return list(groups.values())
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What this machine makes of a search's data, teacher and first recipe."""
+
+    setting: Setting
+    epoch_seconds: float  # of the first recipe, on a tape
+    teacher_seconds: float  # of the teacher over all training rows, once
+
+
+def calibrate(data: Data, teacher: nn.Module | None, recipe: Recipe, device: str, folder: Path) -> Measured:
+    """The setting in which this machine is fastest, measured on `recipe`, and what it costs."""
+    setting, passes = Setting(device), {"fp32": 0.0}
     if teacher is not None:
-        timings = {
+        passes = {
             name: _teacher_seconds(data, teacher, replace(setting, teacher_precision=name))
             for name in candidates(device)
         }
-        setting = replace(setting, teacher_precision=fastest(timings))
+        setting = replace(setting, teacher_precision=fastest(passes))
     epochs = {}
     for name in candidates(device):
         core = TrainingCore(data, teacher, folder, replace(setting, precision=name))
         epochs[name] = core.seconds_per_epoch(recipe, seed=0)
         core.close()
     chosen = fastest(epochs)
-    return replace(setting, precision=chosen), epochs[chosen]
+    taught = passes[setting.teacher_precision] * len(data.train.y) / CALIBRATION_ROWS
+    return Measured(replace(setting, precision=chosen), epochs[chosen], taught)
 
 
 def _teacher_seconds(data: Data, teacher: nn.Module, setting: Setting) -> float:
     """Of one forward pass over a batch, on the threads of a lane."""
-    rows = to_float(torch.tensor(data.train.x[:CALIBRATION_ROWS], device=setting.device))
-    index = torch.arange(len(rows), device=setting.device)
-    signal = LiveTeacher(teacher, rows[:2], setting)
-    batch = Batch(x=rows, y=index, index=index, view=torch.zeros_like(index), parent=index)
+    index = [number % len(data.train.y) for number in range(CALIBRATION_ROWS)]
+    rows = to_float(torch.as_tensor(data.train.x[index])).to(setting.device)
+    live = LiveTeacher(teacher, rows[:2], setting)
     with setting.on_its_threads():
-        seconds = time_of(lambda: signal.outputs(batch))
-    signal.close()
+        seconds = time_of(lambda: live.outputs(rows))
+    live.close()
     return seconds

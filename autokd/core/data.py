@@ -1,21 +1,34 @@
-"""Data at rest on the device: a batch is an index, and there is no loader in the hot path."""
+"""The training rows of one data set, ready for one device: a batch is an index, and there is no loader in the hot path."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from autokd.augment.counters import permutation
-from autokd.augment.views import make_batch
 from autokd.data import Data, Split
-from autokd.protocols import Batch
-from autokd.recipe import AugmentSpec
+
+
+class Rows(Protocol):
+    """Training rows that can be fetched by index, and the whole validation split."""
+
+    data: Data
+    val_x: Tensor
+    val_y: Tensor
+
+    def __len__(self) -> int: ...
+
+    def fetch(self, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each batch of indices, in order: raw rows (B, …), uint8 or float32 as the data have them, and targets (B, …)."""
+
+    def close(self) -> None: ...
 
 
 class Resident:
-    """Training and validation rows of one data set on one device. uint8 images stay uint8 until they are used."""
+    """A data set that rests on the device. uint8 images stay uint8 until they are used."""
 
     def __init__(self, data: Data, device: str = "cpu") -> None:
         self.data, self.device = data, device
@@ -25,33 +38,25 @@ class Resident:
     def __len__(self) -> int:
         return len(self.y)
 
-    def steps(self, batch: int) -> int:
-        """Batches per epoch. They are of equal size within one row, so that none is too small for batch statistics."""
-        return max(1, round(len(self) / batch))
+    def fetch(self, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        for index in batches:
+            yield self.x[index], self.y[index]
 
-    def epoch(self, augment: AugmentSpec, batch: int, seed: int, epoch: int) -> Iterator[Batch]:
-        """The batches of one epoch. Every row is a pure function of (seed, epoch, its index, its view)."""
-        order = permutation(seed, epoch, len(self), self.device)
-        for index in order.tensor_split(self.steps(batch)):
-            yield make_batch(
-                self.x,
-                self.y,
-                index,
-                augment=augment,
-                seed=seed,
-                epoch=epoch,
-                pad=self.data.pad,
-                flip=self.data.flip,
-                value_range=self.data.value_range,
-            )
-
-    def float_rows(self, split: Split) -> tuple[Tensor, Tensor]:
-        """A whole split in float units on the device: for evaluation."""
-        x, y = self._to_device(split)
-        return to_float(x), y
+    def close(self) -> None:
+        """Nothing runs in the background."""
 
     def _to_device(self, split: Split) -> tuple[Tensor, Tensor]:
         return torch.tensor(split.x, device=self.device), torch.tensor(split.y, device=self.device)
+
+
+def steps(rows: int, batch: int) -> int:
+    """Batches per epoch. They are of equal size within one row, so that none is too small for batch statistics."""
+    return max(1, round(rows / batch))
+
+
+def order(rows: int, batch: int, seed: int, epoch: int, device: str) -> tuple[Tensor, ...]:
+    """The indices of each batch of an epoch: a function of (seed, epoch), the same on every device."""
+    return permutation(seed, epoch, rows, device).tensor_split(steps(rows, batch))
 
 
 def to_float(x: Tensor) -> Tensor:

@@ -1,145 +1,140 @@
-"""One epoch of one trial, top to bottom.
+"""One epoch of a trial, or of a cohort of trials that are fed the same batches, top to bottom.
 
-Read this file first: data, teacher, objectives, peers and optimiser meet here and nowhere else.
+Read this file first: data, views, teacher and steps meet here and nowhere else. `step.py` is what happens to one batch.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from itertools import islice
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from autokd.augment.views import ccd_weight
-from autokd.core.data import Resident, to_float
-from autokd.core.device import Setting
+from autokd.augment.views import make_batch
+from autokd.core.data import Rows, order, steps, to_float
 from autokd.core.optim import learning_rate
-from autokd.core.run import Run, finite
+from autokd.core.replay import Replay
+from autokd.core.run import Run
+from autokd.core.teaching import Teaching
 from autokd.errors import TrialFailure
-from autokd.peers import peer_losses
-from autokd.protocols import Batch, Objective, Outputs, Task, TeacherSignal, seed_everything
-from autokd.recipe import Recipe
+from autokd.protocols import Batch, Outputs, Task, TeacherSignal
+
+Log = dict[str, Any]
 
 
 def train_epoch(
-    run: Run,
-    data: Resident,
-    teacher: TeacherSignal | None,
-    task: Task,
-    total: int,
-    setting: Setting,
-    most_steps: int | None = None,
-) -> dict[str, Any]:
-    """Train one epoch and validate. Returns its log: epoch, seconds, lr, loss, terms, metrics.
+    runs: Sequence[Run], rows: Rows, teaching: Teaching | None, task: Task, total: int, until: int = 0
+) -> list[Log | TrialFailure]:
+    """Train one epoch of every run and validate. The runs share seed, views, batch size and epoch; the teacher runs once for all.
 
-    With `most_steps` the epoch is cut short: for measuring what one costs.
-
-    Raises TrialFailure("nan") when a loss is no longer a number.
+    `total` is the number of epochs the schedules are laid out for, `until` the number these runs are sure to train. A log holds
+    epoch, seconds, recording, lr, loss, terms and metrics. What goes wrong in one run is its own failure and not the others'.
     """
+    leader, failures = runs[0], dict[int, TrialFailure]()
     begun = time.perf_counter()
-    recipe, steps = run.recipe, data.steps(run.recipe.optim.batch)
-    seed_everything(run.seed * 100_003 + run.epoch)  # dropout after a resume equals dropout without one
-    run.parts.train()
-    sums: dict[str, Tensor] = {}
+    signal = signal_of(runs, teaching, until)
+    recording, begun = time.perf_counter() - begun, time.perf_counter()
+    for run in runs:
+        run.begin_epoch()
 
-    batches = data.epoch(recipe.augment, recipe.optim.batch, run.seed, run.epoch)
-    for step, batch in enumerate(islice(batches, most_steps)):
-        progress = (run.epoch + step / steps) / total
-        for group in run.optimiser.param_groups:
-            group["lr"] = learning_rate(recipe.optim, progress)
+    count = steps(len(rows), leader.recipe.optim.batch)
+    for number, (batch, taught) in enumerate(feed(leader, rows, signal)):
+        progress = (leader.epoch + number / count) / total
+        for position, run in enumerate(runs):
+            if position not in failures:
+                try:
+                    with run.own_noise(alone=len(runs) == 1):
+                        run.step.dial(progress)
+                        run.step(batch, taught)
+                except Exception as error:  # whatever a user's own model or loss raises ends this run, not the others
+                    failures[position] = failure_of(error)
 
-        # 1. the teacher once, every network once
-        taught = teacher.outputs(batch) if teacher is not None and recipe.terms else None
-        with setting.autocast():
-            outputs = [tap(batch.x) for tap in run.taps]
-        outputs = [each.float() for each in outputs]
+    seconds = (time.perf_counter() - begun) / len(runs)
+    return [
+        failures[position] if position in failures else _log(run, rows, task, total, count, seconds, recording)
+        for position, run in enumerate(runs)
+    ]
 
-        # 2. losses of every network by name, in float32
-        mutual = peer_losses([each.logits for each in outputs], recipe.peers.temperature)
-        weight = row_weights(recipe, taught, batch)
-        losses = []
-        for each, objectives, peer_loss in zip(outputs, run.objectives, mutual, strict=True):
-            parts = network_losses(recipe, task, each, taught, batch, objectives, weight, progress)
-            if recipe.peers.count:
-                parts["peers"] = recipe.peers.weight * peer_loss
-            losses.append(parts)
 
-        # 3. one backward, one step
-        loss = torch.stack([term for parts in losses for term in parts.values()]).sum()
-        run.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        run.optimiser.step()
-        for name, term in losses[0].items():  # the student's own are the ones logged
-            sums[name] = sums.get(name, 0) + term.detach()
-        sums["all"] = sums.get("all", 0) + loss.detach()
+def signal_of(runs: Sequence[Run], teaching: Teaching | None, until: int) -> TeacherSignal | None:
+    """The teacher of this epoch for all of them, None where no run listens."""
+    listening = [run for run in runs if run.recipe.terms]
+    if teaching is None or not listening:
+        return None
+    needs = frozenset[str]().union(*(run.of_teacher for run in listening))
+    leader = runs[0]
+    return teaching.epoch(needs, leader.recipe.augment, leader.seed, leader.epoch, until)
 
-    # once an epoch: is it still a number, and how good is the student?
-    metrics = validate(run, data, task, setting)
-    if not (finite(sums.pop("all")) and all(map(math.isfinite, metrics.values()))):
-        raise TrialFailure(
-            "nan", f"the loss was no longer a number in epoch {run.epoch + 1}; lower optim.lr or the term weights"
+
+def feed(
+    run: Run, rows: Rows, signal: TeacherSignal | None, most: int | None = None
+) -> Iterator[tuple[Batch, Outputs | None]]:
+    """The batches of the run's next epoch with what the teacher says of them, at most `most`."""
+    data, augment = rows.data, run.recipe.augment
+    batches = order(len(rows), run.recipe.optim.batch, run.seed, run.epoch, run.setting.device)[:most]
+    for index, (x, y) in zip(batches, rows.fetch(batches), strict=True):
+        batch = make_batch(
+            x,
+            y,
+            index,
+            augment=augment,
+            seed=run.seed,
+            epoch=run.epoch,
+            pad=data.pad,
+            flip=data.flip,
+            value_range=data.value_range,
+            recorded=signal.made if isinstance(signal, Replay) else None,
         )
+        yield batch, None if signal is None else signal.outputs(batch)
+
+
+def failure_of(error: Exception) -> TrialFailure:
+    """The same as a scored failure."""
+    if isinstance(error, TrialFailure):
+        return error
+    told = str(error).strip().splitlines()
+    failure = TrialFailure("exception", f"{type(error).__name__}: {told[0] if told else ''}")
+    failure.__cause__ = error
+    return failure
+
+
+def validate(run: Run, rows: Rows, task: Task) -> dict[str, float]:
+    """Metrics of the plain student on the validation split."""
+    run.student.eval()
+
+    def forward(x: Tensor) -> Tensor:
+        with torch.no_grad(), run.setting.autocast():
+            return run.taps[0](x).logits.float()
+
+    return task.evaluate(forward, to_float(rows.val_x), rows.val_y)
+
+
+def _log(
+    run: Run, rows: Rows, task: Task, total: int, count: int, seconds: float, recording: float
+) -> Log | TrialFailure:
+    """Once an epoch: is it still a number, and how good is the student?"""
+    begun = time.perf_counter()
+    try:
+        metrics = validate(run, rows, task)
+    except Exception as error:  # as above
+        return failure_of(error)
+    sums = run.step.sums
+    if not all(map(math.isfinite, (*sums.values(), *metrics.values()))):
+        told = f"the loss was no longer a number in epoch {run.epoch + 1}; lower optim.lr or the term weights"
+        return TrialFailure("nan", told)
     run.epoch += 1
-    terms = {name: float(total_of_term) / steps for name, total_of_term in sums.items()}
+    terms = {name: total_of_term / count for name, total_of_term in sums.items() if name != "all"}
     log = {
         "epoch": run.epoch,
-        "lr": learning_rate(recipe.optim, (run.epoch - 1) / total),
+        "lr": learning_rate(run.recipe.optim, (run.epoch - 1) / total),
         "loss": sum(terms.values()),
         "terms": terms,
         "metrics": metrics,
-        "seconds": time.perf_counter() - begun,
+        "seconds": seconds + time.perf_counter() - begun,
+        "recording": recording,
     }
     run.history.append(log)
     return log
-
-
-def network_losses(
-    recipe: Recipe,
-    task: Task,
-    student: Outputs,
-    teacher: Outputs | None,
-    batch: Batch,
-    objectives: Any,
-    row_weight: Tensor | None,
-    progress: float,
-) -> dict[str, Tensor]:
-    """Weighted losses of one network by name: "ce", then "<objective>" or "<objective>.<part>"."""
-    losses = {"ce": recipe.ce_weight * task.loss(student, batch)}
-    for term, objective in zip(recipe.terms, objectives, strict=True):
-        parts = parts_of(objective, student, teacher, batch, row_weight)
-        ramp = min(1.0, progress / term.warmup) if term.warmup else 1.0
-        for name, part in parts.items():
-            full = term.objective if name == term.objective else f"{term.objective}.{name}"
-            losses[full] = (term.weight * ramp) * part
-    return losses
-
-
-def parts_of(
-    objective: Objective, student: Outputs, teacher: Outputs | None, batch: Batch, row_weight: Tensor | None
-) -> Mapping[str, Tensor]:
-    if teacher is None:
-        raise TrialFailure("exception", "a recipe with distillation terms needs a teacher; pass one")
-    return objective(student, teacher, batch, row_weight if objective.row_weighted else None)
-
-
-def row_weights(recipe: Recipe, teacher: Outputs | None, batch: Batch) -> Tensor | None:
-    """Cosine confidence of the teacher in the augmented rows, if the recipe asks for it."""
-    if teacher is None or recipe.augment.policy != "jda" or not recipe.augment.ccd:
-        return None
-    return ccd_weight(teacher.logits, batch, normalise=recipe.augment.ccd_normalise)
-
-
-def validate(run: Run, data: Resident, task: Task, setting: Setting) -> dict[str, float]:
-    """Metrics of the plain student on the validation split."""
-    module = run.student
-    module.eval()
-
-    def forward(x: Tensor) -> Tensor:
-        with torch.no_grad(), setting.autocast():
-            return run.taps[0](x).logits.float()
-
-    return task.evaluate(forward, to_float(data.val_x), data.val_y)

@@ -11,18 +11,31 @@ from torch import nn
 from autokd.recipe import OptimSpec
 
 
-def optimiser(parameters: Iterable[nn.Parameter], spec: OptimSpec) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or AdamW, in torch's fused form. The learning rate is set per step by the loop."""
+def optimiser(parameters: Iterable[nn.Parameter], spec: OptimSpec, device: str) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum, or AdamW, in torch's fused form. The learning rate is set per step by the loop.
+
+    On a GPU it is a tensor there, so that a captured step reads it anew.
+    """
+    on_gpu = device.startswith("cuda")
+    lr = torch.tensor(spec.lr, device=device) if on_gpu else spec.lr
     if spec.name == "adamw":
-        return torch.optim.AdamW(parameters, lr=spec.lr, weight_decay=spec.weight_decay, fused=True)
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=spec.weight_decay, fused=True, capturable=on_gpu)
     return torch.optim.SGD(
         parameters,
-        lr=spec.lr,
+        lr=lr,
         momentum=spec.momentum,
         nesterov=spec.momentum > 0,
         weight_decay=spec.weight_decay,
         fused=True,
     )
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimiser.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
 
 def learning_rate(spec: OptimSpec, progress: float) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 import torch
@@ -10,42 +12,83 @@ from torch import Tensor, nn
 
 from autokd.core.device import Setting
 from autokd.core.optim import optimiser
+from autokd.core.step import Step
 from autokd.data import Data
 from autokd.objectives import resolve as resolve_objective
-from autokd.protocols import Objective, Shapes, seed_everything
+from autokd.protocols import Objective, Shapes, Task, seed_everything
 from autokd.recipe import Recipe
 from autokd.students import resolve as resolve_family
 from autokd.students.normalise import set_normalisation
 from autokd.students.tap import Tap
 
 NEEDS_LOGITS = frozenset({"logits"})
+_BUILDING = Lock()  # initial weights are drawn from torch's own generator, which lanes of one process share
 
 
 class Run:
     """Student first, then peers; each network has its own objectives, since these may hold adaptors."""
 
     def __init__(
-        self, recipe: Recipe, seed: int, data: Data, teacher: Shapes | None, example: Tensor, setting: Setting
+        self,
+        recipe: Recipe,
+        seed: int,
+        data: Data,
+        task: Task,
+        teacher: Shapes | None,
+        example: Tensor,
+        setting: Setting,
     ) -> None:
-        self.recipe, self.seed, self.epoch = recipe, seed, 0
+        self.recipe, self.seed, self.epoch, self.setting = recipe, seed, 0, setting
         self.history: list[dict[str, Any]] = []
-        seed_everything(seed)
-        networks = [build_student(recipe, data).to(setting.device) for _ in range(1 + recipe.peers.count)]
-        modules = [network.to(memory_format=setting.memory_format) for network in networks]
         classes = {term.objective: resolve_objective(term.objective) for term in recipe.terms}
         needs = NEEDS_LOGITS.union(*(cls.needs for cls in classes.values()))
-        self.taps = [Tap(module, example, want=needs) for module in modules]
-        self.objectives = [self._objectives(classes, tap.shapes, teacher, setting) for tap in self.taps]
+        with _BUILDING:
+            seed_everything(seed)
+            networks = [build_student(recipe, data).to(setting.device) for _ in range(1 + recipe.peers.count)]
+            modules = [network.to(memory_format=setting.memory_format) for network in networks]
+            self.taps = [Tap(module, example, want=needs) for module in modules]
+            self.objectives = [self._objectives(classes, tap.shapes, teacher, setting) for tap in self.taps]
+        self.of_teacher = self._of_teacher(teacher)
         self.parts = nn.ModuleList([*modules, *self.objectives])
-        self.optimiser = optimiser(self.parts.parameters(), recipe.optim)
+        self.optimiser = optimiser(self.parts.parameters(), recipe.optim, setting.device)
+        self.step = Step(recipe, task, self.taps, self.objectives, self.optimiser, setting)
 
     @property
     def student(self) -> nn.Module:
         return self.taps[0].module
 
+    def begin_epoch(self) -> None:
+        """Train mode, nothing summed up, and noise that depends on seed and epoch only: as after a resume, so without one."""
+        self.parts.train()
+        seed_everything(self.seed * 100_003 + self.epoch)
+        self._noise = torch.get_rng_state()
+        self.step.begin()
+
+    @contextmanager
+    def own_noise(self, alone: bool) -> Iterator[None]:
+        """Dropout inside draws what it would draw if this run were trained alone."""
+        if alone:
+            yield
+            return
+        torch.set_rng_state(self._noise)
+        yield
+        self._noise = torch.get_rng_state()
+
     def close(self) -> None:
         for tap in self.taps:
             tap.close()
+
+    def _of_teacher(self, teacher: Shapes | None) -> frozenset[str]:
+        """What the objectives read of the teacher's outputs."""
+        if teacher is None:
+            return NEEDS_LOGITS
+        read = [
+            objective.of_teacher(tap.shapes, teacher)
+            for tap, built in zip(self.taps, self.objectives, strict=True)
+            for objective in built
+            if isinstance(objective, Objective)
+        ]
+        return NEEDS_LOGITS.union(*read)
 
     def _objectives(
         self, classes: Mapping[str, type[Objective]], student: Shapes, teacher: Shapes | None, setting: Setting
@@ -108,8 +151,3 @@ def load_student(
     prefix = "parts.0."
     module.load_state_dict({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)})
     return module.eval()
-
-
-def finite(total: Tensor) -> bool:
-    """Whether a summed loss is a number; called once an epoch, so that the step needs no synchronisation."""
-    return bool(torch.isfinite(total))

@@ -12,13 +12,20 @@ from autokd.recipe import Recipe
 BACKWARD = 2.0  # a backward pass costs about two forward passes
 
 
-def relative_cost(recipe: Recipe, student: Cost, teacher: Cost) -> float:
-    """FLOPs per training image and epoch: student and peers forward and backward, teacher forward, on all rows."""
-    rows = 1.0
-    if recipe.augment.policy == "jda":
-        rows = 1 / (1 - recipe.augment.rho)
+def relative_cost(recipe: Recipe, student: Cost, teacher: Cost, taped: bool = False) -> float:
+    """FLOPs per training image and epoch: student and peers forward and backward on all rows, and the teacher unless taped."""
     networks = (1 + recipe.peers.count) * student.flops * (1 + BACKWARD)
-    return rows * (networks + (teacher.flops if recipe.terms else 0))
+    return _rows(recipe) * networks + (0.0 if taped else recording_cost(recipe, teacher))
+
+
+def recording_cost(recipe: Recipe, teacher: Cost) -> float:
+    """FLOPs per training image and epoch of the teacher alone: once per seed and view policy where it is taped."""
+    return _rows(recipe) * teacher.flops if recipe.terms else 0.0
+
+
+def _rows(recipe: Recipe) -> float:
+    """Rows per image."""
+    return 1 / (1 - recipe.augment.rho) if recipe.augment.policy == "jda" else 1.0
 
 
 def epoch_seconds(trials: Iterable[Trial]) -> float | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from autokd.budget import Budget
 from autokd.constraints import Cost, Limits
 from autokd.engine.controls import ROLES, final_id, final_recipes, final_seeds, next_final
-from autokd.engine.cost import epoch_seconds, makespan, relative_cost
+from autokd.engine.cost import epoch_seconds, makespan, recording_cost, relative_cost
 from autokd.engine.rungs import interrupted, leader, next_rung, promotable
 from autokd.engine.sampler import Proposal, Sampler
 from autokd.errors import ConstraintError
@@ -68,9 +68,17 @@ class Engine:
     """Decides for one search. Holds settings only; everything that changes is in the history."""
 
     def __init__(
-        self, space: Space, limits: Limits, cost_of: Callable[[StudentSpec], Cost], teacher: Cost, lanes: int, seed: int
+        self,
+        space: Space,
+        limits: Limits,
+        cost_of: Callable[[StudentSpec], Cost],
+        teacher: Cost,
+        lanes: int,
+        seed: int,
+        taped: bool = False,
     ) -> None:
-        self.teacher, self.lanes, self.seed = teacher, lanes, seed
+        """`taped`: the teacher runs once per seed and not in every trial."""
+        self.teacher, self.lanes, self.seed, self.taped = teacher, lanes, seed, taped
         self.sampler = Sampler(space, limits, cost_of, seed)
 
     def propose(self, history: History, elapsed: float) -> Decision:
@@ -198,7 +206,12 @@ class Engine:
     def _seed_seconds(self, history: History, winner: Trial) -> list[float]:
         """Seconds of each full training that one final seed needs."""
         recipes = final_recipes(winner.recipe).values()
-        return [history.rungs[-1] * self._epoch_seconds(history, recipe, winner) for recipe in recipes]
+        seconds = [history.rungs[-1] * self._epoch_seconds(history, recipe, winner) for recipe in recipes]
+        if self.taped:  # a new seed has new views, of which the teacher must be recorded anew
+            student = Cost(winner.params, winner.flops)
+            trained = relative_cost(winner.recipe, student, self.teacher, taped=True)
+            seconds[0] *= 1 + recording_cost(winner.recipe, self.teacher) / trained
+        return seconds
 
     def _epoch_seconds(self, history: History, recipe: Recipe, winner: Trial) -> float:
         """Measured for this recipe if it ran, else the winner's seconds scaled by relative cost."""
@@ -206,8 +219,8 @@ class Engine:
         if same:
             return epoch_seconds(same) or 0.0
         student = Cost(winner.params, winner.flops)
-        scale = relative_cost(recipe, student, self.teacher) / relative_cost(winner.recipe, student, self.teacher)
-        return (epoch_seconds([winner]) or 0.0) * scale
+        own, known = (relative_cost(each, student, self.teacher, self.taped) for each in (recipe, winner.recipe))
+        return (epoch_seconds([winner]) or 0.0) * own / known
 
 
 def _used(history: History) -> int:

@@ -6,6 +6,7 @@ relative depth, last with last; of two maps of different size the larger is aver
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -91,17 +92,21 @@ class AT(Objective):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"stages"})
+    recorded: ClassVar[frozenset[str] | None] = frozenset({"attention"})
     default_weight: ClassVar[float] = 1000.0  # RepDistiller's setting for this loss
     weight_range: ClassVar[tuple[float, float]] = (10.0, 1e4)
+
+    def of_teacher(self, student: Shapes, teacher: Shapes) -> frozenset[str]:
+        """The attention maps alone, unless a teacher's map has to be pooled first."""
+        pairs = stage_pairs(len(student.stages), len(teacher.stages))
+        pooled = any(_smaller(student.stages[i], teacher.stages[j]) != teacher.stages[j][1:] for i, j in pairs)
+        return self.needs if pooled else frozenset({"attention"})
 
     def build(self, student: Shapes, teacher: Shapes) -> None:
         """Check that some pair of stages has more than one position; an attention map of one position is always 1."""
         _require_stages("at", student, teacher)
-        sizes = [
-            min(student.stages[i][1], teacher.stages[j][1]) * min(student.stages[i][2], teacher.stages[j][2])
-            for i, j in stage_pairs(len(student.stages), len(teacher.stages))
-        ]
-        if max(sizes) < 2:
+        pairs = stage_pairs(len(student.stages), len(teacher.stages))
+        if max(math.prod(_smaller(student.stages[i], teacher.stages[j])) for i, j in pairs) < 2:
             raise RecipeError(
                 "objective 'at' needs maps of more than one position, all are 1×1; use kd, dkd, dist or rkd"
             )
@@ -110,13 +115,23 @@ class AT(Objective):
         self, student: Outputs, teacher: Outputs, batch: Batch, row_weight: Tensor | None = None
     ) -> dict[str, Tensor]:
         total = student.stages[0].new_zeros(())
-        for i, j in stage_pairs(len(student.stages), len(teacher.stages)):
-            own, other = at_equal_size(student.stages[i], teacher.stages[j])
-            total = total + (attention(own) - attention(other)).square().mean()
+        for i, j in stage_pairs(len(student.stages), len(teacher.stages or teacher.attention)):
+            if teacher.attention:  # of maps that need no pooling: see of_teacher
+                known = teacher.attention[j]
+                own = _pool(student.stages[i], (known.shape[1], known.shape[2]))
+            else:
+                own, other = at_equal_size(student.stages[i], teacher.stages[j])
+                known = attention(other)
+            total = total + (attention(own) - known).square().mean()
         return {"at": total}
 
 
+def _smaller(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, int]:
+    """The smaller height and the smaller width of two (channels, height, width)."""
+    return min(a[1], b[1]), min(a[2], b[2])
+
+
 def attention(maps: Tensor) -> Tensor:
-    """Where a map is strong: (N, channels, H, W) -> (N, H·W), rows of unit length (0 for an empty map)."""
-    energy = maps.square().mean(1).flatten(1)
-    return energy / torch.linalg.vector_norm(energy, dim=1, keepdim=True).clamp_min(NORM_EPS)
+    """Where a map is strong: (N, channels, H, W) -> (N, H, W), rows of unit length (0 for an empty map)."""
+    energy = maps.square().mean(1)
+    return energy / torch.linalg.vector_norm(energy, dim=(1, 2), keepdim=True).clamp_min(NORM_EPS)

@@ -16,7 +16,7 @@ from autokd.errors import RecipeError
 from autokd.protocols import Batch, Objective, Outputs, Shapes
 from autokd.recipe import Rule
 
-MAX_ROWS = 128  # 128³ angles = 8 MB in float32; beyond that only the first rows are related (base rows come first)
+MAX_ROWS = 64  # the batch of the published runs; 64³ angles = 1 MB in float32. Of more rows only the first are related
 COINCIDENT = 1e-6  # squared distances below this share of their mean are rounding noise of the Gram matrix: taken as 0
 
 
@@ -24,7 +24,7 @@ class RKD(Objective):
     """distance·Huber(ψ_s − ψ_t) + angle·Huber(cos_s − cos_t). Park et al., CVPR 2019 (arXiv:1904.05068).
 
     ψ: Euclidean distances over their mean (means over N² pairs); cos of the angle at row i between rows j and k
-    (means over N³). Rows beyond the first 128 are left out. Invariant to scaling, shifting and rotating an embedding;
+    (means over N³). Rows beyond the first 64 are left out. Invariant to scaling, shifting and rotating an embedding;
     0 for fewer than 2 rows.
     """
 

@@ -57,6 +57,7 @@ class Director:
             history=report.history,
             checkpoint=report.checkpoint,
             precision=report.precision,
+            **({"notes": list(report.notes)} if report.notes else {}),
         )
 
     def failed(self, trial: str, failure: Exception) -> None:

@@ -5,7 +5,8 @@
                     tags      autokd.search_id, version, state, winner, reason
     of a trial      params    the recipe, flat; seed, params, flops
                     metrics   val/<metric>, term/<name>, train/loss, seconds, lr, value, test (step: epoch)
-                    tags      autokd.search_id, trial_id, role, source, recipe_id, rung, state, reason, message, retries
+                    tags      autokd.search_id, trial_id, role, source, recipe_id, rung, state, reason, message, retries,
+                              setting (precision and layout of its students), notes
 
 A run is RUNNING only while something trains: a paused trial has FINISHED until it is resumed, so that a search that is
 killed and never resumed leaves no more open runs than it had lanes. The same events always give the same points (names,
@@ -121,6 +122,8 @@ class Runs:
                 news.metrics += [(name, value, now, row["epoch"]) for name, value in _points(row)]
         news.metrics.append(("value", float(event["value"]), now, last))
         news.tags["autokd.rung"] = str(last)
+        news.tags |= {"autokd.setting": event["precision"]} if "precision" in event else {}
+        news.tags |= {"autokd.notes": "; ".join(event["notes"])[:2000]} if event.get("notes") else {}
         self._reports += 1
         if trial.role == "search" and (self._best is None or standing(trial) > self._best):
             self._best = standing(trial)

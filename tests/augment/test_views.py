@@ -26,7 +26,7 @@ INDEX = torch.randperm(300, generator=torch.Generator().manual_seed(1))
 
 def made(index: Tensor = INDEX[:40], seed: int = 3, epoch: int = 2, x: Tensor = X, **augment: object) -> Batch:
     spec = AugmentSpec.model_validate({"policy": "jda", **augment})
-    return make_batch(x, Y, index, augment=spec, seed=seed, epoch=epoch, pad=1, flip=True)
+    return make_batch(x[index], Y[index], index, augment=spec, seed=seed, epoch=epoch, pad=1, flip=True)
 
 
 def row_of(batch: Batch, index: int, view: int) -> Tensor | None:
@@ -81,14 +81,14 @@ def test_vectors_pass_untouched(policy: str) -> None:
 
 
 def test_jda_on_vectors_is_refused() -> None:
-    with pytest.raises(InputError, match=r"jda needs images .*got data of shape \(300, 5\)"):
+    with pytest.raises(InputError, match=r"jda needs images .*got rows of shape \(5,\)"):
         made(x=torch.zeros(300, 5))
 
 
 def test_float_images_of_another_range_get_the_same_views() -> None:
     spec = AugmentSpec(policy="jda", p=0.4)
     scaled = make_batch(
-        X.float() / 255 * 2 - 1, Y, INDEX[:40], augment=spec, seed=3, epoch=2, pad=1, flip=True, value_range=(-1.0, 1.0)
+        X[INDEX[:40]].float() / 255 * 2 - 1, Y[INDEX[:40]], INDEX[:40], augment=spec, seed=3, epoch=2, pad=1, flip=True, value_range=(-1.0, 1.0)
     )
     torch.testing.assert_close(scaled.x, 2 * made(p=0.4).x - 1, rtol=0, atol=1e-5)
 

@@ -30,6 +30,7 @@ def result(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, meta = checkpoint.load(folder / "t.safetensors")
     for row in meta["history"]:
         row.pop("seconds")
+        row.pop("recording")
     return tensors, meta
 
 

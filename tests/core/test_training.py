@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from autokd.core import checkpoint
 from autokd.core.core import TrainingCore
+from autokd.core.data import steps as batches
 from autokd.core.device import Setting
+from autokd.core.loop import train_epoch
 from autokd.core.run import load_student
 from autokd.errors import TrialFailure
 from autokd.objectives import OBJECTIVES
@@ -113,7 +115,7 @@ def test_a_warm_up_of_a_term_begins_at_nothing(tmp_path: Path) -> None:
     of = recipe(terms=({**KD, "warmup": 1.0},), optim={"lr": 1e-9})
     its_core = core(tmp_path)
     terms = [row["terms"]["kd"] for row in its_core.advance(order(of, to=2, total=2)).history]
-    steps = its_core.data.steps(16)
+    steps = batches(len(its_core.rows), 16)
     ramp = [(steps - 1) / 2, steps + (steps - 1) / 2]  # means of 0, 1, … over each epoch's steps
     assert terms[0] / terms[1] == pytest.approx(ramp[0] / ramp[1], rel=0.1)
 
@@ -126,7 +128,7 @@ def test_reduced_precision_comes_close(tmp_path: Path) -> None:
     ]
     losses = [[row["loss"] for row in report.history] for report in reports]
     assert losses[0] == pytest.approx(losses[1], rel=0.1) and losses[0] != losses[1]
-    assert [report.precision for report in reports] == ["fp32", "bf16"]
+    assert [report.precision for report in reports] == ["fp32, channels_last", "bf16, channels_last"]
 
 
 # ---- peers and views
@@ -136,14 +138,14 @@ def test_reduced_precision_comes_close(tmp_path: Path) -> None:
 def test_each_network_runs_once_a_step(tmp_path: Path, count: int) -> None:
     its_core = core(tmp_path)
     of = own("well", terms=(KD,), peers={"count": count})
-    taught = its_core.teacher.tap.module  # type: ignore[union-attr]
+    taught = its_core.teaching.live.module  # type: ignore[union-attr]
     calls = Counter[str]()
     taught.register_forward_hook(lambda *_: calls.update(["teacher"]))
-    run = its_core._new(of, 0)
+    run = its_core._new(of, 0, its_core.setting)
     Own.calls.clear()
     with its_core.setting.on_its_threads():
-        its_core._epoch(run, 3)
-    steps = its_core.data.steps(16)
+        train_epoch([run], its_core.rows, its_core.teaching, its_core.task, 3)
+    steps = batches(len(its_core.rows), 16)
     assert Own.calls["train"] == (1 + count) * steps and calls["teacher"] == steps
     assert Own.calls["eval"] == 1, "the student alone is validated"
     assert ("peers" in run.history[-1]["terms"]) == (count > 0)
@@ -156,8 +158,8 @@ def test_only_the_student_is_deployed(tmp_path: Path, count: int) -> None:
     tensors, _ = checkpoint.load(its_core.checkpoint_path("t"))
     student = load_student(recipe(terms=(KD,)), SHAPE, CLASSES, tensors)
     with torch.no_grad():
-        logits = student(its_core.data.val_x.float() / 255)
-    assert (logits.argmax(1) == its_core.data.val_y).float().mean().item() == pytest.approx(report.value)
+        logits = student(its_core.rows.val_x.float() / 255)
+    assert (logits.argmax(1) == its_core.rows.val_y).float().mean().item() == pytest.approx(report.value)
     assert not student.training
 
 
@@ -178,8 +180,8 @@ def test_augmented_rows_are_trained_on_and_weighed(tmp_path: Path) -> None:
         its_core = core(tmp_path / str(ccd))
         Own.rows.clear()
         reports[ccd] = its_core.advance(order(own("well", terms=(KD,), augment={**jda, "ccd": ccd})))
-        trained = sum(Own.rows) - len(its_core.data.val_y) - 2 * 1
-        assert trained == pytest.approx(2 * len(its_core.data), abs=4)
+        trained = sum(Own.rows) - len(its_core.rows.val_y) - 2 * 1
+        assert trained == pytest.approx(2 * len(its_core.rows), abs=4)
     kd = [reports[ccd].history[0]["terms"]["kd"] for ccd in (False, True)]
     assert 1.1 * kd[0] < kd[1] < 2 * kd[0], "confident rows count up to twice"
 
@@ -212,6 +214,7 @@ def test_the_teacher_stays_as_it_was(tmp_path: Path) -> None:
 def test_a_closed_core_leaves_no_hooks_on_the_teacher(tmp_path: Path) -> None:
     teacher = network()
     its_core = core(tmp_path, teacher=teacher)
+    its_core.advance(order(recipe(terms=(ALONE["at"],))))
     assert any(part._forward_hooks for part in teacher.modules())
     its_core.close()
     assert not any(part._forward_hooks for part in teacher.modules())

@@ -1,0 +1,89 @@
+"""Orders that arrive at one core at the same time, trained as cohorts: trials that can share a batch share the live teacher, too.
+
+Each caller of `advance` waits for its own answer. One of them leads: it waits a moment for orders that fit its own, trains them all
+and hands out the answers. So a cohort forms wherever several lanes use one core, in threads, without anybody planning it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from threading import Condition
+from typing import Protocol
+
+from autokd.errors import CheckpointError, TrialFailure
+from autokd.orders import Order, Report
+
+PATIENCE = 0.3  # seconds a leader waits for others; orders of one search come some 30 ms apart
+Answer = Report | TrialFailure | CheckpointError
+
+
+class Together(Protocol):
+    """A core that can train several trials in step."""
+
+    def advance_together(self, orders: Sequence[Order]) -> Sequence[Answer]: ...
+
+    def close(self) -> None: ...
+
+
+class Gathering:
+    """Wraps a core for up to `most` callers at a time; those whose orders do not fit take turns."""
+
+    def __init__(self, core: Together, most: int, patience: float = PATIENCE) -> None:
+        self.core, self.most, self._patience = core, most, patience
+        self._changed = Condition()
+        self._waiting: list[Order] = []
+        self._answers: dict[str, Answer | BaseException] = {}
+        self._busy = False
+
+    def advance(self, order: Order) -> Report:
+        """As TrainingCore.advance. Raises TrialFailure, CheckpointError, or whatever ended the whole cohort."""
+        with self._changed:
+            self._waiting.append(order)
+            self._changed.notify_all()
+            while order.trial not in self._answers:
+                if not self._busy and self._waiting and self._waiting[0] is order:
+                    self._lead(order)
+                else:
+                    self._changed.wait()
+            answer = self._answers.pop(order.trial)
+        if isinstance(answer, Report):
+            return answer
+        raise answer
+
+    def close(self) -> None:
+        self.core.close()
+
+    def _lead(self, order: Order) -> None:
+        """Gather, train, answer. The condition is held on entry and on return, and given up while training."""
+        self._busy = True
+        cohort = self._gather(order)
+        self._changed.release()
+        try:
+            answers: Sequence[Answer | BaseException] = self.core.advance_together(cohort)
+        except BaseException as error:  # every caller must hear of it, or it would wait forever
+            answers = [error] * len(cohort)
+        finally:
+            self._changed.acquire()
+        self._answers |= {each.trial: answer for each, answer in zip(cohort, answers, strict=True)}
+        self._busy = False
+        self._changed.notify_all()
+
+    def _gather(self, order: Order) -> list[Order]:
+        """The order and those that fit it, as they come in within the patience."""
+        latest = time.monotonic() + self._patience
+        while (left := latest - time.monotonic()) > 0 and len(self._fitting(order)) < self.most:
+            self._changed.wait(left)
+        cohort = self._fitting(order)[: self.most]
+        self._waiting = [each for each in self._waiting if each not in cohort]
+        return cohort
+
+    def _fitting(self, order: Order) -> list[Order]:
+        return [each for each in self._waiting if step_of(each) == step_of(order)]
+
+
+def step_of(order: Order) -> tuple[object, ...]:
+    """What trials must agree in to be fed the same batches: seed, views, batch size, where they stand and where they go."""
+    recipe = order.recipe
+    views = recipe.augment.model_copy(update={"ccd": False, "ccd_normalise": False})
+    return order.seed, views, recipe.optim.batch, order.start, order.to, order.total

@@ -1,0 +1,80 @@
+"""The teacher itself, run on the rows of a step: what a tape is recorded from, and what serves where none can."""
+
+from __future__ import annotations
+
+from threading import Lock
+
+import torch
+from torch import Tensor, nn
+
+from autokd.core.device import Setting
+from autokd.objectives.features import attention
+from autokd.protocols import Batch, Outputs, Shapes
+from autokd.students.tap import Tap
+
+LOGITS = frozenset({"logits"})
+SAME = 1e-3  # relative difference of two passes over the same rows that is rounding, and no dropout
+
+
+class LiveTeacher:
+    """The frozen network: eval mode, no gradients."""
+
+    def __init__(self, module: nn.Module, example: Tensor, setting: Setting) -> None:
+        self.setting, self._example = setting, example
+        self.module = module.to(setting.device).to(memory_format=setting.memory_format).eval().requires_grad_(False)
+        self._taps: dict[frozenset[str], Tap] = {}
+        self._one_at_a_time = Lock()  # lanes of one GPU share the teacher
+        self.shapes: Shapes = self._tap(LOGITS).shapes
+
+    def outputs(self, x: Tensor, needs: frozenset[str] = LOGITS) -> Outputs:
+        """Detached outputs for float rows (N, …), float32; of stages, embedding and attention those in `needs`."""
+        with self._one_at_a_time, torch.no_grad(), self.setting.autocast(teacher=True):
+            self.module.eval()  # a module shared with its owner may have been set to train
+            found = self._tap(needs)(x.contiguous(memory_format=self._format(x)))
+        maps = tuple(attention(stage.float()) for stage in found.stages) if "attention" in needs else ()
+        stages = found.stages if "stages" in needs else ()
+        return Outputs(found.logits, found.embedding, stages, maps).float()
+
+    def repeats_itself(self, x: Tensor) -> bool:
+        """Whether two passes over the same rows agree: what is not so must not be recorded."""
+        first, second = self.outputs(x).logits, self.outputs(x).logits
+        return bool((first - second).abs().max() <= SAME * (1 + first.abs().max()))
+
+    def close(self) -> None:
+        """Take the hooks off the module: it is the user's."""
+        for tap in self._taps.values():
+            tap.close()
+        self._taps.clear()
+
+    def _format(self, x: Tensor) -> torch.memory_format:
+        return self.setting.memory_format if x.dim() == 4 else torch.contiguous_format
+
+    def _tap(self, needs: frozenset[str]) -> Tap:
+        if needs not in self._taps:
+            want = {"stages" if need == "attention" else need for need in needs}
+            self._taps[needs] = Tap(self.module, self._example, want=LOGITS.union(want))
+        return self._taps[needs]
+
+
+class Live:
+    """The live teacher as the signal of an epoch."""
+
+    def __init__(self, teacher: LiveTeacher, needs: frozenset[str]) -> None:
+        self._teacher, self._needs = teacher, needs
+
+    def outputs(self, batch: Batch) -> Outputs:
+        return self._teacher.outputs(batch.x, self._needs)
+
+
+class Rehearsal:
+    """Random outputs of a teacher's shapes that cost nothing: for measuring what a student's steps cost on a tape."""
+
+    def __init__(self, shapes: Shapes, device: str) -> None:
+        self._shapes, self._device = shapes, device
+
+    def outputs(self, batch: Batch) -> Outputs:
+        def made(*shape: int) -> Tensor:
+            return torch.rand(len(batch.index), *shape, device=self._device)
+
+        stages = tuple(made(*stage) for stage in self._shapes.stages)
+        return Outputs(made(self._shapes.classes), made(self._shapes.embedding), stages)

@@ -1,0 +1,60 @@
+"""Where a search's tape lies and what goes onto it, decided before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from autokd.core.payload import TapePlan, plan_payload
+from autokd.core.tape_store import default_folder, default_limit, parse_size, size_words
+from autokd.errors import InputError
+from autokd.objectives import resolve
+from autokd.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class TapePlace:
+    folder: Path
+    limit: int  # bytes
+
+
+@dataclass(frozen=True)
+class Told:
+    """The plan in words."""
+
+    words: str
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.words
+
+
+def tape_place(tape: bool | str | Path, limit: str | int | None) -> TapePlace | None:
+    """The folder and its size, None for no tape. Raises InputError for a size that is none, or a file in the folder's place."""
+    if tape is False:
+        if limit is not None:
+            raise InputError(f"tape_limit={limit!r} needs a tape, got tape=False; leave one of them out")
+        return None
+    folder = default_folder() if tape is True else Path(tape).expanduser().resolve()
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"tape must be a folder, got the file {folder}; name another place or leave it out")
+    return TapePlace(folder, default_limit(folder) if limit is None else parse_size(limit))
+
+
+def tape_plan(
+    teacher: Teacher, objectives: Iterable[str], epochs: int, place: TapePlace | None
+) -> tuple[TapePlan | None, Told]:
+    """What is recorded for these objectives and trainings of `epochs` epochs, and what that is in words."""
+    if place is None:
+        return None, Told("none: the teacher runs in every trial")
+    classes = [resolve(name) for name in objectives]
+    wanted = frozenset[str]().union(*(each.recorded or each.needs for each in classes))
+    rows = len(teacher.data.train.y)
+    payload = plan_payload(teacher.shapes, wanted, rows, epochs, place.limit)
+    if not payload.fields:
+        return None, Told("none: the teacher runs in every trial", payload.notes)
+    plan = TapePlan(str(place.folder), place.limit, payload.fields, teacher.name)
+    each = size_words(payload.bytes_per_row * rows)
+    words = f"{', '.join(sorted(payload.fields))}; {each} an epoch in {place.folder}, at most {size_words(place.limit)}"
+    return plan, Told(words, payload.notes)

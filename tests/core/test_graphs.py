@@ -1,0 +1,476 @@
+"""Recorded steps train as unrecorded ones do; what cannot be recorded goes on as it is and says why."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from fake_cuda import FakeCuda
+from steps import Step, batch_of, curve, taught_of
+from tiny import network, weights
+from torch import Tensor, nn
+
+from autokd.core.graphs import WARM_UP, CudaCapture, Graphed, Twin
+from autokd.core.lanes import TURNS, Streams, lane_stream
+from autokd.protocols import Batch, Outputs
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+class Counting(Twin):
+    """A twin that tells how steps were run, and fails to record when told to."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error, self.runs, self.records = error, 0, 0
+
+    def run(self, work: Callable[[], None]) -> None:
+        self.runs += 1
+        super().run(work)
+
+    def record(self, work: Callable[[], None]) -> Any:
+        self.records += 1
+        if self.error is not None:
+            raise self.error
+        return super().record(work)
+
+
+class Calls:
+    """Counts how often the step's Python runs: never in a replay."""
+
+    def __init__(self, step: Callable[[Batch, Outputs | None], None]) -> None:
+        self.step, self.count = step, 0
+
+    def __call__(self, batch: Batch, taught: Outputs | None) -> None:
+        self.count += 1
+        self.step(batch, taught)
+
+
+def same_weights(one: nn.Module, other: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(weights(one).values(), weights(other).values(), strict=True))
+
+
+# ---- training is the same
+
+
+@pytest.mark.parametrize("family", ["resnet", "plain", "mobilenet", "mlp"])
+@pytest.mark.parametrize("optim", ["sgd", "adamw"])
+def test_a_recorded_step_trains_bit_for_bit_as_an_unrecorded_one(family: str, optim: str) -> None:
+    plain, recorded = (Step(network(family), optim=optim) for _ in range(2))
+    calls = Calls(recorded)
+    graphed = Graphed(calls, Twin(), modules=[recorded.module])
+    assert curve(graphed, recorded, range(9)) == curve(plain, plain, range(9))
+    assert same_weights(recorded.module, plain.module)  # batch-norm statistics included
+    assert calls.count == WARM_UP + 1 and graphed.note == ""
+
+
+def test_bf16_is_recorded_below_autocast() -> None:
+    plain, recorded = (Step(network("mlp"), bf16=True) for _ in range(2))
+    assert curve(Graphed(recorded, Twin()), recorded, range(7)) == curve(plain, plain, range(7))
+
+
+def test_dropout_draws_anew_in_every_replay() -> None:
+    step = Step(nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 3)))
+    graphed = Graphed(step, Twin())
+    losses = []
+    for _ in range(8):
+        step.sums.zero_()
+        graphed(batch_of(), None)  # lr 0: the weights stay
+        losses.append(step.sums.item())
+    assert len(set(losses)) == len(losses)
+
+
+def test_warm_up_steps_are_training_steps() -> None:
+    step = Step()
+    graphed, before = Graphed(step, Twin()), weights(step.module)
+    curve(graphed, step, range(1))
+    assert not torch.equal(before["head.weight"], step.module.state_dict()["head.weight"])
+
+
+def test_dials_are_read_when_replayed() -> None:
+    step = Step()
+    graphed = Graphed(step, Twin())
+    curve(graphed, step, range(WARM_UP + 1))
+    step.lr.zero_()
+    before = step.module.state_dict()["head.weight"].clone()
+    graphed(batch_of(), taught_of())
+    assert torch.equal(before, step.module.state_dict()["head.weight"])
+    step.lr.fill_(0.1)
+    graphed(batch_of(), taught_of())
+    assert not torch.equal(before, step.module.state_dict()["head.weight"])
+
+
+def test_the_twin_freezes_numbers_as_a_cuda_graph_does() -> None:
+    dial, total = [1.0], torch.zeros(())
+    graphed = Graphed(lambda batch, taught: total.add_(batch.x.sum() * 0 + dial[0]), Twin())  # type: ignore[arg-type]
+    for number in range(WARM_UP + 3):
+        dial[0] = number + 1.0
+        graphed(batch_of(), None)
+    assert total.item() == 1 + 2 + 3 + 4 + 4 + 4  # a Python number is that of the recording
+
+
+# ---- inputs
+
+
+def test_every_tensor_of_the_inputs_reaches_the_step() -> None:
+    seen = torch.zeros(7)
+
+    def step(batch: Batch, taught: Outputs | None) -> None:
+        assert taught is not None and taught.embedding is not None and batch.fired is not None
+        parts = [batch.x, batch.y, batch.index, batch.fired, taught.logits, taught.embedding, taught.stages[1]]
+        seen.copy_(torch.stack([part.double().sum() for part in parts]).float())
+
+    graphed = Graphed(step, Twin())
+    for number in range(WARM_UP + 3):
+        batch = batch_of(seed=number, fired=True)
+        extra = torch.full((12, 2), float(number))
+        taught = Outputs(taught_of(seed=number).logits, extra, (extra, extra + 1))
+        graphed(batch, taught)
+        replayed = seen.clone()
+        step(batch, taught)
+        assert torch.equal(replayed, seen)
+
+
+def test_recordings_keep_copies_of_their_inputs() -> None:
+    step = Step()
+    graphed = Graphed(step, Twin())
+    batches = [batch_of(seed=number) for number in range(WARM_UP + 3)]
+    kept = [batch.x.clone() for batch in batches]
+    for batch in batches:
+        graphed(batch, None)
+    assert all(torch.equal(batch.x, before) for batch, before in zip(batches, kept, strict=True))
+
+
+@dataclass(frozen=True)
+class Boxes(Batch):
+    """Several labels per image, and a name of theirs."""
+
+    boxes: tuple[dict[str, Tensor], ...] = ()
+    kind: str = "xywh"
+
+
+def test_batches_of_any_structure() -> None:
+    total = torch.zeros(())
+
+    def step(batch: Batch, taught: Outputs | None) -> None:
+        assert isinstance(batch, Boxes)
+        total.add_(sum(each["box"].sum() for each in batch.boxes))  # type: ignore[arg-type]
+
+    graphed, plain = Graphed(step, Twin()), batch_of()
+    for number in range(WARM_UP + 2):
+        boxes = tuple({"box": torch.full((count, 4), float(number))} for count in (1, 3))
+        fields = {name: getattr(plain, name) for name in ("x", "y", "index", "view", "parent")}
+        graphed(Boxes(**fields, boxes=boxes), None)
+    assert total.item() == 16 * sum(range(WARM_UP + 2))
+
+
+# ---- shapes
+
+
+def test_each_shape_has_its_own_recording() -> None:
+    step, capture = Step(), Counting()
+    calls = Calls(step)
+    graphed, plain = Graphed(calls, capture), Step()
+    for number in range(6):
+        for rows in (6, 12):
+            assert curve(graphed, step, [number], rows) == curve(plain, plain, [number], rows)
+    assert capture.records == 2 and calls.count == 2 * (WARM_UP + 1)
+
+
+def test_a_teacher_that_is_not_asked_is_another_shape() -> None:
+    capture = Counting()
+    graphed = Graphed(Step(), capture)
+    for _ in range(WARM_UP + 2):
+        graphed(batch_of(), None)
+        graphed(batch_of(), taught_of())
+    assert capture.records == 2
+
+
+def test_shapes_beyond_the_limit_run_unrecorded_and_this_is_said() -> None:
+    step, capture = Step(), Counting()
+    calls = Calls(step)
+    graphed, plain = Graphed(calls, capture, most_shapes=1), Step()
+    for number in range(6):
+        for rows in (6, 12):
+            assert curve(graphed, step, [number], rows) == curve(plain, plain, [number], rows)
+    assert capture.records == 1 and calls.count == WARM_UP + 1 + 6
+    assert graphed.note == "1 shapes of batches have a graph; batches of other shapes run without one"
+
+
+# ---- what cannot be recorded
+
+
+def test_a_failed_recording_leaves_training_undisturbed() -> None:
+    step, capture = Step(), Counting(RuntimeError("operation not permitted when stream is capturing\nsecond line"))
+    graphed, plain = Graphed(step, capture), Step()
+    assert curve(graphed, step, range(8)) == curve(plain, plain, range(8))
+    assert capture.records == 1  # for good
+    assert graphed.note.endswith("RuntimeError: operation not permitted when stream is capturing")
+
+
+def synchronises(logits: Tensor) -> Tensor:
+    return logits.sum() * float(logits.detach().sum() > 0)
+
+
+def counts_places(logits: Tensor) -> Tensor:
+    return logits[logits.detach() > 0].mean()
+
+
+class Remembers(nn.Module):
+    """A loss that keeps the logits it saw last, in a buffer or as whatever comes."""
+
+    def __init__(self, properly: bool) -> None:
+        super().__init__()
+        self.properly = properly
+        self.register_buffer("last", torch.zeros(12, 3))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        change = (logits - self.last).square().mean()  # type: ignore[operator]
+        self.last = self.last.copy_(logits.detach()) if self.properly else logits.detach()  # type: ignore[operator]
+        return change
+
+
+@pytest.mark.parametrize(
+    ("extra", "why"),
+    [
+        (synchronises, "waits for the device in aten::_local_scalar_dense"),
+        (counts_places, "waits for the device in aten::index"),
+        (Remembers(properly=False), "keeps a value that each step replaces"),
+    ],
+)
+def test_a_loss_that_cannot_be_replayed_is_noticed_before_it_is_recorded(extra: Any, why: str) -> None:
+    step, capture = Step(extra=extra), Counting()
+    graphed = Graphed(step, capture, modules=[extra] if isinstance(extra, nn.Module) else [])
+    curve(graphed, step, range(WARM_UP + 3))
+    assert capture.records == 0 and why in graphed.note and "\n" not in graphed.note
+
+
+def test_a_loss_that_keeps_its_state_in_a_buffer_is_recorded() -> None:
+    loss, other = Remembers(properly=True), Remembers(properly=True)
+    step, plain, capture = Step(extra=loss), Step(extra=other), Counting()
+    graphed = Graphed(step, capture, modules=[step.module, loss])
+    assert curve(graphed, step, range(7)) == curve(plain, plain, range(7))
+    assert capture.records == 1 and graphed.note == ""
+
+
+def test_an_error_of_the_step_itself_is_raised() -> None:
+    def fails(batch: Batch, taught: Outputs | None) -> None:
+        if len(steps) > WARM_UP:
+            raise ValueError("no such loss")
+        steps.append(1)
+
+    steps = [1]
+    graphed = Graphed(fails, Twin())
+    for _ in range(WARM_UP):
+        graphed(batch_of(), None)
+    with pytest.raises(ValueError, match="no such loss"):
+        graphed(batch_of(), None)
+
+
+# ---- ends and neighbours
+
+
+def test_closing_frees_the_recordings_and_training_can_go_on() -> None:
+    step, plain = Step(), Step()
+    calls = Calls(step)
+    graphed = Graphed(calls, Twin())
+    first = curve(graphed, step, range(6))
+    graphed.close()
+    assert first + curve(graphed, step, range(6, 12)) == curve(plain, plain, range(12))
+    assert calls.count == 2 * (WARM_UP + 1)
+
+
+def test_a_dropped_step_is_freed_at_once() -> None:
+    """Without waiting for the garbage collector, which would find another lane's capture underway."""
+    freed: list[str] = []
+
+    class Noticed(Step):
+        def __del__(self) -> None:
+            freed.append("step")
+
+    gc.disable()
+    try:
+        graphed = Graphed(Noticed(), Twin())
+        for _ in range(WARM_UP + 2):
+            graphed(batch_of(), None)
+        graphed.close()
+        del graphed
+        assert freed == ["step"]
+    finally:
+        gc.enable()
+
+
+def test_no_step_runs_beside_a_recording() -> None:
+    """Two lanes: while one records, the other's steps wait."""
+    recording, events = threading.Event(), []
+
+    class Slow(Twin):
+        def record(self, work: Callable[[], None]) -> Any:
+            recording.set()
+            other.join(0.2)
+            events.append("recorded")
+            return super().record(work)
+
+    def train() -> None:
+        recording.wait(10)
+        Graphed(lambda batch, taught: events.append("step"), Twin())(batch_of(), None)
+
+    other = threading.Thread(target=train)
+    other.start()
+    graphed = Graphed(Step(), Slow())
+    for _ in range(WARM_UP + 1):
+        graphed(batch_of(), None)
+    other.join(10)
+    assert events == ["recorded", "step"]
+
+
+# ---- the calls of torch.cuda, without a GPU
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    return FakeCuda(monkeypatch)
+
+
+def test_beside_the_default_stream_both_wait_for_each_other(fake: FakeCuda) -> None:
+    CudaCapture("cuda").run(lambda: fake.log.append(f"work on {fake.current.name}"))
+    assert fake.log == ["stream 1 waits for default", "work on stream 1", "default waits for stream 1"]
+    assert fake.current is fake.default
+
+
+def test_a_lane_uses_the_stream_that_it_has(fake: FakeCuda) -> None:
+    with fake.on(fake.make()):
+        capture = CudaCapture("cuda")
+        capture.run(lambda: fake.log.append(f"work on {fake.current.name}"))
+    assert fake.log == ["work on stream 1"] and fake.made == 1
+
+
+def test_a_capture_is_followed_by_the_step_itself(fake: FakeCuda) -> None:
+    enabled: list[bool] = []
+    capture = CudaCapture("cuda")
+    capture.record(lambda: enabled.append(gc.isenabled())).replay()
+    assert fake.log[1:3] == ["capture on stream 1 into pool 1, thread_local", "replay on stream 1"]
+    assert enabled == [False] and gc.isenabled()
+
+
+def test_graphs_of_one_capture_share_a_pool(fake: FakeCuda) -> None:
+    graphed = Graphed(lambda batch, taught: None, CudaCapture("cuda"))
+    for rows in (6, 12) * (WARM_UP + 2):
+        graphed(batch_of(rows), None)
+    captures = [line for line in fake.log if line.startswith("capture")]
+    assert captures == ["capture on stream 1 into pool 1, thread_local"] * 2
+    assert fake.log.count("replay on stream 1") == 4
+    graphed.close()
+    assert fake.log.count("reset") == 2
+
+
+def test_after_a_failed_capture_torch_is_put_right(fake: FakeCuda) -> None:
+    fake.failing = True
+    capture = CudaCapture("cuda")
+    with pytest.raises(RuntimeError, match="previous error"):
+        capture.record(lambda: None)
+    assert fake.log[2:] == [
+        "end of pool 1 on device 0",
+        "spare capture begins",
+        "spare capture ends",
+        "default waits for stream 1",
+    ]
+    fake.failing = False
+    capture.record(lambda: None)
+    assert "capture on stream 1 into pool 2, thread_local" in fake.log and gc.isenabled()
+
+
+def test_a_failed_capture_ends_in_ordinary_steps(fake: FakeCuda) -> None:
+    fake.failing = True
+    ran: list[str] = []
+    graphed = Graphed(lambda batch, taught: ran.append(fake.current.name), CudaCapture("cuda"))
+    for _ in range(WARM_UP + 3):
+        graphed(batch_of(), None)
+    assert ran == ["stream 1"] * (WARM_UP + 1 + 3)  # one of them while it was captured
+    assert graphed.note.endswith("CUDA error: operation failed due to a previous error during capture")
+
+
+def test_lanes_take_streams_in_turn(fake: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autokd.core.lanes.STREAMS", Streams(fake.make))
+    for _ in range(2):
+        with lane_stream("cuda") as stream:
+            assert fake.current is stream
+    assert fake.log == ["stream 1 waits for default", "host waits for stream 1"] * 2
+
+
+# ---- on a GPU
+
+
+@cuda
+@pytest.mark.parametrize("optim", ["sgd", "adamw"])
+def test_cuda_graphs_train_as_separate_launches_do(optim: str) -> None:
+    plain, recorded = (Step(network(), optim, "cuda") for _ in range(2))
+    calls = Calls(recorded)
+    graphed = Graphed(calls, CudaCapture("cuda"), modules=[recorded.module])
+    first, second = curve(graphed, recorded, range(12)), curve(plain, plain, range(12))
+    assert graphed.note == "" and calls.count == WARM_UP + 1
+    assert first == pytest.approx(second, rel=1e-3)
+
+
+@cuda
+def test_a_failed_cuda_capture_leaves_everything_usable() -> None:
+    """Dropout, later captures and the cache: all of them once refused after a capture that failed."""
+
+    def sneaks(logits: Tensor) -> Tensor:
+        if torch.cuda.is_current_stream_capturing():
+            torch.cuda.current_stream().synchronize()
+        return logits.sum() * 0
+
+    network_of = lambda: nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 3))  # noqa: E731
+    step, capture = Step(network_of(), device="cuda", extra=sneaks), CudaCapture("cuda")
+    graphed = Graphed(step, capture)
+    losses = curve(graphed, step, range(WARM_UP + 4))
+    assert "without a CUDA graph" in graphed.note and all(loss == loss for loss in losses)
+    torch.cuda.empty_cache()
+    sound = Step(network_of(), device="cuda")
+    calls = Calls(sound)
+    after = Graphed(calls, capture)
+    curve(after, sound, range(WARM_UP + 3))
+    assert after.note == "" and calls.count == WARM_UP + 1
+
+
+@cuda
+def test_lanes_record_and_replay_side_by_side() -> None:
+    expected = curve(alone := Step(network(), device="cuda"), alone, range(20))
+    curves: list[list[float]] = []
+
+    def lane() -> None:
+        with lane_stream("cuda"):
+            step = Step(network(), device="cuda")
+            graphed = Graphed(step, CudaCapture("cuda"))
+            curves.append(curve(graphed, step, range(20)))
+            assert graphed.note == ""
+            graphed.close()
+
+    threads = [threading.Thread(target=lane) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(50)
+    assert len(curves) == 4 and all(each == pytest.approx(expected, rel=1e-3) for each in curves)
+
+
+@cuda
+def test_graphs_of_several_shapes_share_one_pool() -> None:
+    step, plain = (Step(network(), device="cuda") for _ in range(2))
+    graphed = Graphed(step, CudaCapture("cuda"), most_shapes=2)
+    for number in range(8):
+        for rows in (6, 12, 9):
+            ours, theirs = curve(graphed, step, [number], rows), curve(plain, plain, [number], rows)
+            assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+def test_turns_are_given_back_after_an_error() -> None:
+    with pytest.raises(ValueError), TURNS.alone():
+        raise ValueError
+    with TURNS.together(), TURNS.together():
+        pass
