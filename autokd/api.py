@@ -22,30 +22,27 @@ from rich.console import Console
 from autokd import __version__
 from autokd.arguments import check_settings, vocabulary
 from autokd.budget import Budget
-from autokd.constraints import Cost, Limits, parse_limits
+from autokd.constraints import Limits, parse_limits
 from autokd.core import checkpoint
 from autokd.core.core import TrainingCore, calibrate
-from autokd.core.device import default_device
+from autokd.core.device import Setting, default_device
 from autokd.core.run import load_student
-from autokd.data import Data
 from autokd.delivery import ABOUT
 from autokd.engine.engine import Engine
 from autokd.errors import BudgetError, InputError, RecipeError, RunFolderError
 from autokd.ledger import Ledger
-from autokd.objectives import resolve as resolve_objective
 from autokd.orders import Order
 from autokd.outcome import Distilled, SearchResult, saved_teacher
 from autokd.plan import Plan, make_plan
 from autokd.progress import plan_table
-from autokd.recipe import Recipe, StudentSpec
+from autokd.recipe import Recipe
 from autokd.result import Result
 from autokd.run_folder import RunFolder
-from autokd.session import HIDDEN, Session, Settings, open_lanes, say, work
+from autokd.scope import CostOf, space_for
+from autokd.session import HIDDEN, Lanes, OneLane, Session, Settings, open_lanes, say, work
 from autokd.space import Space
 from autokd.students import name_of
-from autokd.students import resolve as resolve_family
-from autokd.students.describe import describe
-from autokd.taping import tape_place, tape_plan
+from autokd.taping import cohort_size, tape_place, tape_plan
 from autokd.teacher import Teacher, evaluate
 
 DISTILL_EPOCHS = 60
@@ -101,7 +98,7 @@ def search(
     check_settings(executor, lanes, epochs, seed, device, name, ray_address)
     if run_dir is not None:
         RunFolder.check_new(run_dir)
-    chosen = _space_for(teacher, space, objectives, students)
+    chosen = space_for(teacher, space, objectives, students)
     limits = parse_limits(constraints, teacher.cost)
     where = tape_place(tape, tape_limit)
     engine = Engine(chosen, limits, CostOf(teacher.data), teacher.cost, lanes or 1, seed, taped=where is not None)
@@ -114,6 +111,8 @@ def search(
         engine.lanes = opened.lanes
         first = engine.sampler.first_recipe()  # tried before there is a folder: if it raises, nothing is left behind
         measured = calibrate(teacher.data, teacher.module, first, device or default_device(), Path())
+        opened, counted = _lanes_of_gpus(opened, lanes, teacher, first, measured.setting)
+        engine.lanes = opened.lanes
         folder = RunFolder.create(run_dir, name or teacher.data.name)
         stack.callback(folder.close)
         ledger = Ledger(folder.ledger)
@@ -126,13 +125,15 @@ def search(
             teacher.value,
             measured.setting,
             epochs,
-            teacher.data.notes,
+            [*teacher.data.notes, *counted],
             measured.teacher_seconds,
             taped=where is not None,
         )
         taped, told = tape_plan(teacher, chosen.objectives, plan.rungs[-1], where)
         plan = replace(plan, tape=str(told), notes=(*plan.notes, *told.notes))
-        settings = Settings(executor, measured.setting, tracking, shown_uri, ray_address, taped)
+        settings = Settings(
+            executor, measured.setting, tracking, shown_uri, ray_address, taped, cohort_size(chosen, taped)
+        )
         head = _head(name or folder.path.name, teacher, budget, chosen, limits, plan, settings, seed)
         ledger.append("search", **head)
         if teacher.can_be_saved:
@@ -229,58 +230,19 @@ def distill(
     return Distilled(recipe, student, total, seed, teacher.task.metric, report.metrics, test, report.history, cost)
 
 
-class CostOf:
-    """Parameters and FLOPs of a student for one data set. Raises InputError if its family cannot take such rows."""
-
-    def __init__(self, data: Data) -> None:
-        self.shape, self.classes = data.input_shape, data.classes
-
-    def __call__(self, spec: StudentSpec) -> Cost:
-        family = resolve_family(spec.family)
-        misfit = family.misfit(self.shape)
-        if misfit is not None:
-            raise InputError(f"family '{spec.family}' does not take rows of shape {self.shape}: {misfit}")
-        return describe(family, spec.fields, self.shape, self.classes, name=spec.family)
-
-
 # ---- arguments of a new search
 
 
-def _space_for(
-    teacher: Teacher,
-    source: str | Path | Space | None,
-    objectives: Sequence[str] | None,
-    students: Sequence[object] | None,
-) -> Space:
-    space = Space.load(_default_space(teacher.data.input_shape) if source is None else source, vocabulary())
-    if objectives is not None:
-        space = space.restrict(objectives)
-    space = _what_the_teacher_can_teach(space, teacher, objectives or ())
-    if students is None:
-        return space
-    names = [name_of(each) for each in students]
-    space = space.with_families(names)
-    for name in names:
-        if not resolve_family(name).fields:  # one architecture: say now why it cannot be trained here
-            CostOf(teacher.data)(StudentSpec(family=name))
-    return space
-
-
-def _what_the_teacher_can_teach(space: Space, teacher: Teacher, asked_for: Sequence[str]) -> Space:
-    """Without the objectives that compare what this teacher does not put out. Raises InputError if one was asked for by name."""
-    lacking = {name for name in ("embedding", "stages") if not getattr(teacher.shapes, name)}
-    unmet = [name for name in space.objectives if resolve_objective(name).needs & lacking]
-    for name in set(asked_for) & set(unmet):
-        raise InputError(
-            f"objective '{name}' compares {' and '.join(sorted(lacking))}, which this teacher does not have; leave it out"
-        )
-    return space.restrict([name for name in space.objectives if name not in unmet]) if unmet else space
-
-
-def _default_space(input_shape: tuple[int, ...]) -> str:
-    if len(input_shape) != 3:
-        return "vectors"
-    return "digits" if max(input_shape[1:]) < 16 else "classification"
+def _lanes_of_gpus(
+    opened: Lanes, asked_for: int | None, teacher: Teacher, recipe: Recipe, setting: Setting
+) -> tuple[Lanes, list[str]]:
+    """As many lanes on each GPU as a probe finds worth having, unless they were asked for; and the finding in words."""
+    if not setting.on_gpu or asked_for is not None or isinstance(opened, OneLane):
+        return opened, []
+    core = TrainingCore(teacher.data, teacher.module, Path(), setting)
+    found = core.count_lanes(recipe)
+    core.close()
+    return opened.with_lanes(found.lanes), [f"on each GPU {found.reason}"]
 
 
 def _introduce(teacher: Teacher, verbose: bool) -> None:

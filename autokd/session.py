@@ -61,12 +61,17 @@ class Lanes(Protocol):
     @property
     def lanes(self) -> int: ...
 
+    def with_lanes(self, on_each_gpu: int) -> Lanes: ...
+
 
 @dataclass(frozen=True)
 class OneLane:
     """What the inline executor runs on."""
 
     lanes: int = 1
+
+    def with_lanes(self, on_each_gpu: int) -> Lanes:
+        return self
 
 
 @dataclass(frozen=True)
@@ -156,6 +161,7 @@ def _execute(session: Session, director: Director) -> str:
         settings.setting,
         tape=settings.tape,
         cohort=settings.cohort if settings.executor == "ray" else 1,
+        lanes=session.lanes.lanes if settings.setting.on_gpu else 1,
     )
     if session.settings.executor == "inline":
         core = blueprint.build()
@@ -168,7 +174,7 @@ def _execute(session: Session, director: Director) -> str:
 
     if not isinstance(session.lanes, Cluster):
         raise TypeError(f"the ray executor needs a Cluster, got {type(session.lanes).__name__}")
-    return run_ray(director, blueprint, session.lanes, folder.path)
+    return run_ray(director, blueprint, session.lanes, folder.path, blueprint.cohort)
 
 
 @contextmanager

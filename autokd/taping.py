@@ -10,7 +10,11 @@ from autokd.core.payload import TapePlan, plan_payload
 from autokd.core.tape_store import default_folder, default_limit, parse_size, size_words
 from autokd.errors import InputError
 from autokd.objectives import resolve
+from autokd.space import Space
 from autokd.teacher import Teacher
+
+COHORT = 4  # trials that share a live teacher: at T = 5·S they take 9/24 of the time
+VIEWS = ("optim.batch", *(f"augment.{name}" for name in ("policy", "chain", "p", "rho", "magnitude")))
 
 
 @dataclass(frozen=True)
@@ -58,3 +62,16 @@ def tape_plan(
     each = size_words(payload.bytes_per_row * rows)
     words = f"{', '.join(sorted(payload.fields))}; {each} an epoch in {place.folder}, at most {size_words(place.limit)}"
     return plan, Told(words, payload.notes)
+
+
+def cohort_size(space: Space, plan: TapePlan | None) -> int:
+    """How many trials a lane takes at a time, so that those which read the teacher live can share it.
+
+    More than one only where such trials always agree in their batches: a space with one batch size and one view policy. Elsewhere
+    few would meet, and the others would wait for each other.
+    """
+    recorded = plan.payload if plan else frozenset[str]()
+    classes = [resolve(name) for name in space.objectives]
+    some_live = any(not (each.recorded or each.needs) <= recorded for each in classes)
+    alike = not any(field.searched for field in space.fields if field.name in VIEWS)
+    return COHORT if some_live and alike else 1

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from autokd.api import CostOf, vocabulary
+from autokd.arguments import vocabulary
 from autokd.budget import Budget
 from autokd.constraints import Cost, Limits
 from autokd.data import Data
@@ -26,6 +26,7 @@ from autokd.orchestrate.cluster import connect
 from autokd.orchestrate.director import Director
 from autokd.orchestrate.ray_tune import run_ray
 from autokd.orders import Core, Order, Report
+from autokd.scope import CostOf
 from autokd.space import Space
 
 RUNGS = [2, 6, 18]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,15 +18,25 @@ from autokd.core.calibration import CHOICE, Calibrator, timed_steps
 from autokd.core.data import Resident, Rows, steps, to_float
 from autokd.core.device import Setting, candidates, fastest, keep_freed_memory, time_of
 from autokd.core.gathering import Gathering
+from autokd.core.lanes import (
+    FIRST_STEPS,
+    LaneCount,
+    concurrent_throughput,
+    lane_stream,
+    memory_free,
+    memory_of,
+    probe,
+)
 from autokd.core.live import LiveTeacher, Rehearsal
 from autokd.core.loop import failure_of, feed, train_epoch, validate
 from autokd.core.payload import TapePlan
 from autokd.core.run import Run
+from autokd.core.streamed import Streamed
 from autokd.core.teaching import Teaching
 from autokd.data import Data
 from autokd.errors import CheckpointError, InputError, TrialFailure
 from autokd.orders import Core, Order, Report
-from autokd.protocols import StudentFamily
+from autokd.protocols import Batch, Outputs, StudentFamily, TeacherSignal
 from autokd.recipe import Recipe
 from autokd.students import GIVEN
 from autokd.tasks import TASKS
@@ -33,6 +44,7 @@ from autokd.tasks import TASKS
 SETTLED = 3  # epochs after which a student at chance has failed; before, it is merely last in its rung
 CALIBRATION_ROWS = 128
 CALIBRATION_STEPS = 12
+MOST_LANES, LANE_STEPS = 16, 50  # of one GPU, and steps of each while they are counted
 
 
 @dataclass(frozen=True)
@@ -47,11 +59,12 @@ class Blueprint:
     given: Mapping[str, StudentFamily] = field(default_factory=lambda: dict(GIVEN))  # families that are objects
     tape: TapePlan | None = None
     cohort: int = 1  # trials that may share a live teacher
+    lanes: int = 1  # of this core
 
     def build(self) -> Core:
         GIVEN.update(self.given)
         core = TrainingCore(self.data, self.teacher, self.folder, self.setting, self.task, self.tape, calibrated=True)
-        return Gathering(core, self.cohort) if self.cohort > 1 else core
+        return Gathering(core, self.cohort, self.lanes) if self.cohort > 1 else core
 
 
 @dataclass
@@ -87,7 +100,7 @@ class TrainingCore:
         """With `calibrated`, `setting` is where measuring starts, and each student shape gets its own."""
         keep_freed_memory()
         self.setting, self.folder = setting, Path(folder)
-        self.rows: Rows = Resident(data, setting.device)
+        self.rows: Rows = Resident(data, setting.device) if data.source is None else Streamed(data, setting.device)
         self.task = TASKS[task]
         self.example = to_float(torch.as_tensor(data.train.x[:2])).to(setting.device)
         self.chance = self.task.chance(self.rows.val_y)
@@ -115,7 +128,7 @@ class TrainingCore:
 
         The views are made once and a live teacher runs once for all of them, so that k trials cost T + k·S instead of k·(T + S).
         """
-        with self.setting.on_its_threads():
+        with self.setting.on_its_threads(), lane_stream(self.setting.device):
             trainings = [self._open(order) for order in orders]
             for together in _in_step(trainings):
                 self._train(together)
@@ -158,17 +171,35 @@ class TrainingCore:
         run.begin_epoch()
         batches = self._again_and_again(run, signal, most)
 
-        def step() -> None:
-            run.step.dial(0.5)
-            run.step(*next(batches))
-
-        seconds = timed_steps(step, most, setting.device)
+        seconds = timed_steps(lambda: run.train(*next(batches), 0.5), most, setting.device)
         run.close()
         return seconds
 
-    def _again_and_again(self, run: Run, signal: Any, most: int) -> Iterator[Any]:
+    def _again_and_again(
+        self, run: Run, signal: TeacherSignal | None, most: int
+    ) -> Iterator[tuple[Batch, Outputs | None]]:
         while True:
             yield from feed(run, self.rows, signal, most)
+
+    def count_lanes(self, recipe: Recipe, most: int = MOST_LANES) -> LaneCount:
+        """How many trials like this one the device trains at a time, by memory and throughput."""
+
+        def lane() -> Callable[[], None]:
+            run = self._new(recipe, 0, self.setting)
+            signal = Rehearsal(self.teaching.shapes, self.setting.device) if self.teaching and recipe.terms else None
+            run.begin_epoch()
+            batches = self._again_and_again(run, signal, LANE_STEPS)
+            return lambda: run.train(*next(batches), 0.5)
+
+        def some_steps() -> None:
+            step = lane()
+            for _ in range(FIRST_STEPS):
+                step()
+
+        device = self.setting.device
+        with self.setting.on_its_threads():
+            each = memory_of(device, some_steps)
+            return probe(lambda n: concurrent_throughput(lane, n, LANE_STEPS, device), each, memory_free(device), most)
 
     # ---- inside
 
@@ -263,7 +294,7 @@ class TrainingCore:
             checkpoint=self.checkpoint_path(order.trial).name,
             precision=str(run.setting),
             retries=retries,
-            notes=self._new_notes(),
+            notes=(*self._new_notes(), *run.notes),
         )
 
     def _new_notes(self) -> tuple[str, ...]:
@@ -314,7 +345,7 @@ def calibrate(data: Data, teacher: nn.Module | None, recipe: Recipe, device: str
 
 def _teacher_seconds(data: Data, teacher: nn.Module, setting: Setting) -> float:
     """Of one forward pass over a batch, on the threads of a lane."""
-    index = [number % len(data.train.y) for number in range(CALIBRATION_ROWS)]
+    index = np.arange(CALIBRATION_ROWS) % len(data.train.y)
     rows = to_float(torch.as_tensor(data.train.x[index])).to(setting.device)
     live = LiveTeacher(teacher, rows[:2], setting)
     with setting.on_its_threads():

@@ -39,7 +39,13 @@ class Setting:
     def autocast(self, teacher: bool = False) -> torch.autocast:
         """For a forward pass of a student, or of the teacher."""
         precision = self.teacher_precision if teacher else self.precision
-        return torch.autocast(self.device.split(":")[0], dtype=torch.bfloat16, enabled=precision == "bf16")
+        cached = not self.on_gpu  # a captured step must cast its weights anew in every replay
+        kind = self.device.split(":")[0]
+        return torch.autocast(kind, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=cached)
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.startswith("cuda")
 
     @contextmanager
     def on_its_threads(self) -> Iterator[None]:

@@ -47,8 +47,7 @@ class Stacked:
         buffers = _stacked([dict(module.named_buffers()) for module in self.modules])
         together = torch.vmap(self._one, in_dims=(0, 0, None), randomness="different")
         logits, after = together(parameters, buffers, x)
-        if any(part.training for part in self.modules[0].modules()):
-            self._write_back(after)
+        self._write_back(after)
         return list(logits.unbind(0))
 
     def _one(

@@ -27,14 +27,14 @@ class Together(Protocol):
 
 
 class Gathering:
-    """Wraps a core for up to `most` callers at a time; those whose orders do not fit take turns."""
+    """Wraps a core: cohorts of up to `most` orders, up to `lanes` cohorts at a time; other callers wait for their turn."""
 
-    def __init__(self, core: Together, most: int, patience: float = PATIENCE) -> None:
-        self.core, self.most, self._patience = core, most, patience
+    def __init__(self, core: Together, most: int, lanes: int = 1, patience: float = PATIENCE) -> None:
+        self.core, self.most, self.lanes, self._patience = core, most, lanes, patience
         self._changed = Condition()
         self._waiting: list[Order] = []
         self._answers: dict[str, Answer | BaseException] = {}
-        self._busy = False
+        self._leading = 0
 
     def advance(self, order: Order) -> Report:
         """As TrainingCore.advance. Raises TrialFailure, CheckpointError, or whatever ended the whole cohort."""
@@ -42,7 +42,7 @@ class Gathering:
             self._waiting.append(order)
             self._changed.notify_all()
             while order.trial not in self._answers:
-                if not self._busy and self._waiting and self._waiting[0] is order:
+                if self._leading < self.lanes and self._waiting and self._waiting[0] is order:
                     self._lead(order)
                 else:
                     self._changed.wait()
@@ -56,7 +56,7 @@ class Gathering:
 
     def _lead(self, order: Order) -> None:
         """Gather, train, answer. The condition is held on entry and on return, and given up while training."""
-        self._busy = True
+        self._leading += 1
         cohort = self._gather(order)
         self._changed.release()
         try:
@@ -66,7 +66,7 @@ class Gathering:
         finally:
             self._changed.acquire()
         self._answers |= {each.trial: answer for each, answer in zip(cohort, answers, strict=True)}
-        self._busy = False
+        self._leading -= 1
         self._changed.notify_all()
 
     def _gather(self, order: Order) -> list[Order]:

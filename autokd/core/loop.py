@@ -47,8 +47,7 @@ def train_epoch(
             if position not in failures:
                 try:
                     with run.own_noise(alone=len(runs) == 1):
-                        run.step.dial(progress)
-                        run.step(batch, taught)
+                        run.train(batch, taught, progress)
                 except Exception as error:  # whatever a user's own model or loss raises ends this run, not the others
                     failures[position] = failure_of(error)
 

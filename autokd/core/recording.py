@@ -80,8 +80,7 @@ class _Recording(TorchDispatchMode):
 
     def replay(self) -> None:
         with torch.no_grad():
-            for func, given, result in self.operations:
-                args, kwargs = mapped(given, Tensor.detach)
+            for func, (args, kwargs), result in self.operations:
                 again = func(*args, **kwargs)
                 for old, new in zip(tensors_of(result), tensors_of(again), strict=True):
                     if old.data_ptr() != new.data_ptr():  # else it was done in place, or is a view

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -11,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from autokd.core.device import Setting
+from autokd.core.fused import Stacked, alike, pays
+from autokd.core.graphs import CudaCapture, Graphed
 from autokd.core.optim import optimiser
-from autokd.core.step import Step
+from autokd.core.step import Forward, Step
 from autokd.data import Data
 from autokd.objectives import resolve as resolve_objective
-from autokd.protocols import Objective, Shapes, Task, seed_everything
+from autokd.protocols import Batch, Objective, Outputs, Shapes, Task, seed_everything
 from autokd.recipe import Recipe
 from autokd.students import resolve as resolve_family
 from autokd.students.normalise import set_normalisation
@@ -51,11 +55,22 @@ class Run:
         self.of_teacher = self._of_teacher(teacher)
         self.parts = nn.ModuleList([*modules, *self.objectives])
         self.optimiser = optimiser(self.parts.parameters(), recipe.optim, setting.device)
-        self.step = Step(recipe, task, self.taps, self.objectives, self.optimiser, setting)
+        self.step = Step(recipe, task, self._forward(needs, example), self.objectives, self.optimiser, setting)
+        self.captured = captured(self.step, self.parts, setting)
 
     @property
     def student(self) -> nn.Module:
         return self.taps[0].module
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Why a GPU's steps are not captured, if they are not."""
+        return (self.captured.note,) if self.captured is not None and self.captured.note else ()
+
+    def train(self, batch: Batch, taught: Outputs | None, progress: float) -> None:
+        """One step, at `progress` in [0, 1] of the whole training."""
+        self.step.dial(progress)
+        (self.captured or self.step)(batch, taught)
 
     def begin_epoch(self) -> None:
         """Train mode, nothing summed up, and noise that depends on seed and epoch only: as after a resume, so without one."""
@@ -75,8 +90,26 @@ class Run:
         self._noise = torch.get_rng_state()
 
     def close(self) -> None:
+        if self.captured is not None:
+            self.captured.close()
         for tap in self.taps:
             tap.close()
+
+    def _forward(self, needs: frozenset[str], example: Tensor) -> Forward:
+        """Each network by itself; on a GPU a student and peers that put out logits alone as one, if that is measured to be faster."""
+        modules = [tap.module for tap in self.taps]
+
+        def separately(x: Tensor) -> list[Outputs]:
+            return [tap(x) for tap in self.taps]
+
+        if not (self.setting.on_gpu and needs == NEEDS_LOGITS and alike(modules)):
+            return separately
+        batch = example[:1].expand(self.recipe.optim.batch, *example.shape[1:]).contiguous()
+        copies = [copy.deepcopy(module) for module in modules]  # whose statistics nobody minds
+        with self.setting.autocast():
+            faster = pays(lambda: [copied(batch) for copied in copies], partial(Stacked(copies), batch))
+        stacked = Stacked(modules)
+        return (lambda x: [Outputs(logits) for logits in stacked(x)]) if faster else separately
 
     def _of_teacher(self, teacher: Shapes | None) -> frozenset[str]:
         """What the objectives read of the teacher's outputs."""
@@ -134,6 +167,11 @@ def _laid_out_as(parameter: Tensor, value: Any) -> Any:
     if not isinstance(value, Tensor) or value.shape != parameter.shape:
         return value
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def captured(step: Step, parts: nn.ModuleList, setting: Setting) -> Graphed | None:
+    """The step as a CUDA graph, on a GPU."""
+    return Graphed(step, CudaCapture(setting.device), modules=list(parts)) if setting.on_gpu else None
 
 
 def build_student(recipe: Recipe, data: Data) -> nn.Module:

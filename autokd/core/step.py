@@ -6,7 +6,7 @@ the device, so that a step can be captured as a CUDA graph.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,8 @@ from autokd.errors import TrialFailure
 from autokd.peers import peer_losses
 from autokd.protocols import Batch, Objective, Outputs, Task
 from autokd.recipe import Recipe
-from autokd.students.tap import Tap
+
+Forward = Callable[[Tensor], list[Outputs]]  # rows -> what each network says of them, the student first
 
 
 class Step:
@@ -29,13 +30,13 @@ class Step:
         self,
         recipe: Recipe,
         task: Task,
-        networks: Sequence[Tap],
+        forward: Forward,
         objectives: Sequence[nn.ModuleList],
         optimiser: torch.optim.Optimizer,
         setting: Setting,
     ) -> None:
         self.recipe, self.task, self.setting = recipe, task, setting
-        self.networks, self.objectives, self.optimiser = networks, objectives, optimiser
+        self.forward, self.objectives, self.optimiser = forward, objectives, optimiser
         self._ramps = torch.ones(max(1, len(recipe.terms)), device=setting.device)  # of the terms' weights, in [0, 1]
         self._names: list[str] = []
         self._sums = torch.zeros(0, device=setting.device)
@@ -52,7 +53,7 @@ class Step:
 
         # 1. every network once
         with self.setting.autocast():
-            outputs = [network(batch.x) for network in self.networks]
+            outputs = self.forward(batch.x)
         outputs = [each.float() for each in outputs]
 
         # 2. losses of every network by name, in float32

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -38,6 +38,10 @@ class Cluster:
     lanes: int
     gpus: int
     ours: bool = False  # started by us, on this machine
+
+    def with_lanes(self, on_each_gpu: int) -> Cluster:
+        """The same with that many lanes on each GPU; on CPUs it is what it was."""
+        return replace(self, lanes=on_each_gpu * self.gpus) if self.gpus else self
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol
 
 import ray
@@ -47,12 +48,12 @@ class Builder(Protocol):
     def build(self) -> Core: ...
 
 
-def run_ray(director: Director, builder: Builder, cluster: Cluster, folder: Path) -> str:
-    """Run a search to its end on the cluster's lanes. Returns the reason it finished."""
-    cores = _Cores(builder, cluster, folder)
+def run_ray(director: Director, builder: Builder, cluster: Cluster, folder: Path, cohort: int = 1) -> str:
+    """Run a search to its end on the cluster's lanes, `cohort` trials on each. Returns the reason it finished."""
+    cores = _Cores(builder, cluster, folder, cohort)
     searcher = EngineSearcher(director, cores)
     scheduler = EngineScheduler(searcher)
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(cluster.lanes)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(cluster.lanes * cohort)
     with tempfile.TemporaryDirectory(prefix="autokd-tune-", dir=None if cluster.ours else folder) as scratch:
         tuner = tune.Tuner(
             tune.with_resources(
@@ -93,13 +94,15 @@ class _CoreActor:
         """`path` is the driver's sys.path: Ray hands on its script's folder only, and not what was added later."""
         sys.path.extend(each for each in path if each not in sys.path)
         self._core: Core | None = None
+        self._opening = Lock()  # several trials may be at work on one core
         if not Path(folder).is_dir():
             raise ClusterError(f"every node must see the run folder, {folder}; use a run_dir on shared storage")
 
     def advance(self, builder: list[Any], order: Order) -> Report:
-        if self._core is None:
-            made: Builder = ray.get(builder[0])
-            self._core = made.build()
+        with self._opening:
+            if self._core is None:
+                made: Builder = ray.get(builder[0])
+                self._core = made.build()
         return self._core.advance(order)
 
     def ready(self) -> int:
@@ -109,12 +112,12 @@ class _CoreActor:
 class _Cores:
     """One core actor per lane on CPUs, one per GPU with all lanes of that GPU; restarted by Ray when they die."""
 
-    def __init__(self, builder: Builder, cluster: Cluster, folder: Path) -> None:
+    def __init__(self, builder: Builder, cluster: Cluster, folder: Path, cohort: int = 1) -> None:
         self.builder = [ray.put(builder)]  # in a list: handed on as a reference, fetched by the core once
-        count = cluster.gpus or cluster.lanes
-        each = -(-cluster.lanes // count)
+        count, places = cluster.gpus or cluster.lanes, cluster.lanes * cohort
+        each = -(-places // count)
         remote = ray.remote(_CoreActor).options(
-            num_cpus=0 if cluster.gpus else 1 - WAITING_CPU,
+            num_cpus=0 if cluster.gpus else 1 - WAITING_CPU * each,
             num_gpus=1 if cluster.gpus else 0,
             max_restarts=-1,
             max_concurrency=each,
@@ -122,8 +125,8 @@ class _Cores:
         )
         path = [each or os.getcwd() for each in sys.path]
         actors: list[Any] = [remote.remote(str(folder), path) for _ in range(count)]
-        self.handles = [actors[lane % count] for lane in range(cluster.lanes)]
-        self.free = list(range(cluster.lanes))
+        self.handles = [actors[place % count] for place in range(places)]
+        self.free = list(range(places))
         self._actors = actors
 
     def close(self) -> None:

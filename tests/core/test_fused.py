@@ -22,6 +22,14 @@ FAMILIES = ["resnet", "plain", "mobilenet", "mlp"]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))]
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def three(family: str = "resnet", device: str = "cpu", **spec: Any) -> list[nn.Module]:
     return [network(family, seed=seed, **spec).to(device, memory_format=torch.channels_last) for seed in (1, 2, 3)]
 

@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 from fake_cuda import FakeCuda
 from steps import Step, batch_of, curve, taught_of
-from tiny import network, weights
+from tiny import KD, SHAPE, images, network, recipe, weights
 from torch import Tensor, nn
 
+from autokd.core.device import Setting
 from autokd.core.graphs import WARM_UP, CudaCapture, Graphed, Twin
 from autokd.core.lanes import TURNS, Streams, lane_stream
+from autokd.core.run import Run
 from autokd.protocols import Batch, Outputs
+from autokd.students.tap import Tap
+from autokd.tasks import TASKS
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class Counting(Twin):
@@ -66,6 +78,44 @@ def test_a_recorded_step_trains_bit_for_bit_as_an_unrecorded_one(family: str, op
     assert curve(graphed, recorded, range(9)) == curve(plain, plain, range(9))
     assert same_weights(recorded.module, plain.module)  # batch-norm statistics included
     assert calls.count == WARM_UP + 1 and graphed.note == ""
+
+
+ALL = tuple({"objective": name, "weight": 0.5, "warmup": 0.5} for name in ("kd", "dist", "fitnet", "at", "rkd"))
+RECIPES: dict[str, dict[str, Any]] = {
+    "kd": {"terms": (KD,)},
+    "many objectives, ramped": {"terms": ALL},
+    "peers": {"terms": (KD,), "peers": {"count": 2}},
+    "adamw": {"terms": (KD,), "optim": {"name": "adamw", "warmup": 0.2}},
+    "augmented rows": {"terms": (KD,), "augment": {"policy": "jda", "rho": 0.3, "ccd": True}},
+}
+
+
+def run_of(teacher: Tap, how: str) -> Run:
+    """A trial as the core makes it; the learning rate is a tensor, as on a GPU."""
+    setting, example = Setting(), torch.rand(2, *SHAPE)
+    run = Run(recipe(**RECIPES[how]), 0, images(), TASKS["classification"], teacher.shapes, example, setting)
+    for group in run.optimiser.param_groups:
+        group["lr"] = torch.tensor(group["lr"])
+    run.begin_epoch()
+    return run
+
+
+@pytest.mark.parametrize("how", RECIPES)
+def test_the_step_of_the_core_is_recorded_as_it_is(how: str) -> None:
+    teacher = Tap(network(width=8).eval(), torch.rand(2, *SHAPE))
+
+    def logs(run: Run, step: Callable[[Batch, Outputs | None], None]) -> Iterator[dict[str, float]]:
+        for number in range(WARM_UP + 5):
+            batch = replace(batch_of(seed=number), view=torch.arange(12) // 9, parent=torch.arange(12) % 9)
+            run.step.dial(number / 8)
+            run.step.begin()
+            step(batch, teacher(batch.x).detach())
+            yield run.step.sums
+
+    plain, recorded = run_of(teacher, how), run_of(teacher, how)
+    graphed = Graphed(recorded.step, Twin(), modules=[recorded.parts])
+    assert list(logs(recorded, graphed)) == list(logs(plain, plain.step))
+    assert graphed.note == "" and same_weights(recorded.parts, plain.parts)
 
 
 def test_bf16_is_recorded_below_autocast() -> None:

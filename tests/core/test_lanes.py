@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -18,6 +18,14 @@ from autokd.core.lanes import Streams, Turns, concurrent_throughput, lane_stream
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 GB = 10**9
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def saturating(at: float, slope: float = 1.0) -> Callable[[int], float]:
@@ -183,6 +191,18 @@ def test_memory_that_the_system_does_not_tell_is_unknown(monkeypatch: pytest.Mon
     monkeypatch.setattr(lanes, "STATUS", lanes.Path(str(tmp_path)) / "none")
     monkeypatch.setattr(lanes, "RESET_PEAK", lanes.Path(str(tmp_path)) / "none" / "none")
     assert memory_of("cpu", lambda: None) == 0 and memory_free("cpu") == 0
+
+
+def test_on_a_gpu_it_is_what_the_allocator_takes_at_its_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, name=name: done.append(name))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 100)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 350)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (700, 900))
+    assert memory_of("cuda:0", lambda: done.append("work")) == 250
+    assert done == ["synchronize", "empty_cache", "reset_peak_memory_stats", "work", "synchronize"]
+    assert memory_free("cuda:0") == 700
 
 
 # ---- streams
