@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from autokd.core import checkpoint
 from autokd.core.core import TrainingCore
 from autokd.core.device import Setting
+from autokd.core.payload import TapePlan
+from autokd.core.run import load_student
 from autokd.data import Data
 from autokd.orders import Order
 from autokd.protocols import seed_everything
@@ -59,3 +65,53 @@ def core(folder: Path, data: Data | None = None, teacher: nn.Module | None = Non
 
 def weights(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+# ---- a teacher that knows something, and its tape
+
+ROWS = 39  # training rows of images(60)
+EVERYTHING = frozenset({"logits", "embedding", "attention", "stages"})
+
+
+@cache
+def _trained() -> nn.Module:
+    of = recipe(width=8, optim={"batch": 8})
+    with tempfile.TemporaryDirectory() as folder:
+        alone = TrainingCore(images(60), None, folder, Setting())
+        alone.advance(order(of, to=6, total=6))
+        tensors, _ = checkpoint.load(alone.checkpoint_path("t"))
+    return load_student(of, SHAPE, CLASSES, tensors)
+
+
+def expert() -> nn.Module:
+    """A residual network that knows `images` well, trained once for all tests; a new copy each time."""
+    return copy.deepcopy(_trained())
+
+
+def tape_plan(folder: Path, payload: frozenset[str] = EVERYTHING, limit: int = 10**9) -> TapePlan:
+    return TapePlan(str(folder), limit, payload)
+
+
+def taped(
+    folder: Path,
+    tape: Path | TapePlan | None,
+    data: Data | None = None,
+    teacher: nn.Module | None = None,
+    **setting: Any,
+) -> TrainingCore:
+    """A core with its checkpoints in `folder` and a tape of everything in the folder `tape`."""
+    data, teacher = images(60) if data is None else data, expert() if teacher is None else teacher
+    plan = tape_plan(tape) if isinstance(tape, Path) else tape
+    return TrainingCore(data, teacher, folder, Setting(**setting), tape=plan)
+
+
+def passes_of(its_core: TrainingCore) -> list[int]:
+    """Rows of every pass through the core's teacher from now on; a recording is one of all ROWS."""
+    rows: list[int] = []
+    its_core.teaching.live.module.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))  # type: ignore[union-attr]
+    return rows
+
+
+def segments(tape: Path) -> set[str]:
+    """What is recorded: source/policy-view-epoch.fields, by name."""
+    return {str(path.relative_to(tape)) for path in tape.rglob("*.safetensors") if not path.name.startswith(".")}

@@ -143,6 +143,10 @@ class TrainingCore:
     def checkpoint_path(self, trial: str) -> Path:
         return self.folder / f"{trial}.safetensors"
 
+    def setting_for(self, recipe: Recipe, steps_left: int) -> Setting:
+        """How this student is run: measured, remembered, or what the core was given."""
+        return self.setting if self._calibrator is None else self._calibrator.setting_for(recipe, steps_left)
+
     # ---- measuring
 
     def seconds_per_epoch(self, recipe: Recipe, seed: int) -> float:
@@ -150,7 +154,7 @@ class TrainingCore:
         try:
             with self.setting.on_its_threads():
                 each = median(self.step_seconds(recipe, self.setting, CALIBRATION_STEPS, seed))
-                run = self._new(recipe, seed, self.setting)
+                run = self.new(recipe, seed, self.setting)
                 validation = time_of(lambda: validate(run, self.rows, self.task), repeats=1)
         except InputError:
             raise
@@ -164,16 +168,19 @@ class TrainingCore:
 
     def step_seconds(self, recipe: Recipe, setting: Setting, most: int, seed: int = 0) -> list[float]:
         """Of each of `most` steps but the first, of a student trained from scratch on a tape, its batches included."""
-        run = self._new(recipe, seed, setting)
-        signal = None
-        if self.teaching is not None and recipe.terms:
-            signal = Rehearsal(self.teaching.shapes, setting.device)
+        run = self.new(recipe, seed, setting)
+        signal = self._rehearsal(run)
         run.begin_epoch()
         batches = self._again_and_again(run, signal, most)
 
         seconds = timed_steps(lambda: run.train(*next(batches), 0.5), most, setting.device)
         run.close()
         return seconds
+
+    def _rehearsal(self, run: Run) -> Rehearsal | None:
+        if self.teaching is None or not run.recipe.terms:
+            return None
+        return Rehearsal(self.teaching.shapes, run.of_teacher, run.setting.device)
 
     def _again_and_again(
         self, run: Run, signal: TeacherSignal | None, most: int
@@ -185,8 +192,8 @@ class TrainingCore:
         """How many trials like this one the device trains at a time, by memory and throughput."""
 
         def lane() -> Callable[[], None]:
-            run = self._new(recipe, 0, self.setting)
-            signal = Rehearsal(self.teaching.shapes, self.setting.device) if self.teaching and recipe.terms else None
+            run = self.new(recipe, 0, self.setting)
+            signal = self._rehearsal(run)
             run.begin_epoch()
             batches = self._again_and_again(run, signal, LANE_STEPS)
             return lambda: run.train(*next(batches), 0.5)
@@ -219,7 +226,7 @@ class TrainingCore:
         """The trial's run, from its checkpoint or new, and 1 retry if a checkpoint was lost so that it starts again."""
         try:
             found, lost = self._found(order)
-            run = self._new(order.recipe, order.seed, self._setting(order, found))
+            run = self.new(order.recipe, order.seed, self._setting(order, found))
             if found is None:
                 return _Training(order, run, int(lost))
             try:
@@ -229,7 +236,7 @@ class TrainingCore:
                 RuntimeError,
                 ValueError,
             ):  # whole, but of another version of the user's own model or loss
-                return _Training(order, self._new(order.recipe, order.seed, run.setting), 1)
+                return _Training(order, self.new(order.recipe, order.seed, run.setting), 1)
             return _Training(order, run)
         except Exception as error:  # whatever a user's own model or loss raises ends this trial, not the search
             return _Training(order, failure=failure_of(error))
@@ -256,7 +263,8 @@ class TrainingCore:
             return self.setting
         return self._calibrator.setting_for(order.recipe, order.total * steps(len(self.rows), order.recipe.optim.batch))
 
-    def _new(self, recipe: Recipe, seed: int, setting: Setting) -> Run:
+    def new(self, recipe: Recipe, seed: int, setting: Setting) -> Run:
+        """A trial at its beginning."""
         shapes = None if self.teaching is None else self.teaching.shapes
         return Run(recipe, seed, self.rows.data, self.task, shapes, self.example, setting)
 

@@ -126,7 +126,7 @@ class CudaCapture:
 
     All graphs of one capture share a memory pool, which is safe because they are never replayed at the same time and
     nothing in the pool is read across them. Optimisers must be capturable: fused, with lr a tensor on the device, and
-    for AdamW `capturable=True`. Autocast entered inside the step needs `cache_enabled=False`.
+    for AdamW `capturable=True`. Autocast is to be entered inside the step, and without its cache of weights.
     """
 
     def __init__(self, device: str | torch.device) -> None:
@@ -171,7 +171,7 @@ class CudaCapture:
             current.wait_stream(self.stream)
 
     def _mend(self) -> None:
-        """Undo what torch before 2.13 leaves behind after a failed capture.
+        """Undo what torch up to about 2.12 leaves behind after a failed capture.
 
         The allocator still counts the capture as underway, and the random generator refuses every later dropout. Ending
         the first and making a sound capture of one operation clears both; newer versions have nothing to clear.

@@ -143,9 +143,15 @@ def _mark(value: Any) -> Any:
 
 def tensors_of(value: Any) -> list[Tensor]:
     """The tensors inside, in the order of `mapped`."""
-    found: list[Tensor] = []
-    mapped(value, lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
-    return found
+    if isinstance(value, Tensor):
+        return [value]
+    if is_dataclass(value):
+        return [tensor for field in fields(value) for tensor in tensors_of(getattr(value, field.name))]
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return []
+    return [tensor for each in value for tensor in tensors_of(each)]
 
 
 def shape_of(value: Any) -> Hashable:
@@ -155,7 +161,7 @@ def shape_of(value: Any) -> Hashable:
     if is_dataclass(value):
         return type(value), *(shape_of(getattr(value, field.name)) for field in fields(value))
     if isinstance(value, list | tuple):
-        return type(value), *(shape_of(each) for each in value)
+        return type(value), *map(shape_of, value)
     if isinstance(value, Mapping):
         return type(value), *((key, shape_of(each)) for key, each in value.items())
     return value

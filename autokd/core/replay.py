@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from autokd.augment.views import Made
-from autokd.protocols import Batch, Outputs, Shapes
+from autokd.protocols import Batch, Outputs
 
 LARGEST = torch.finfo(torch.float16).max
 Fields = Mapping[str, Tensor]  # name -> (rows of the training split, …)
@@ -24,8 +24,7 @@ class Replay:
         """Recorded outputs for every row of `batch`, float32."""
         parts = _by_view(batch, sorted(self._views))
         read = {name: self._read(name, parts) for name in self._stored()}
-        stages = tuple(read[name] for name in read if name.startswith("stages"))
-        maps = tuple(read[name] for name in read if name.startswith("attention"))
+        stages, maps = (_numbered(read, kind) for kind in ("stages", "attention"))
         return Outputs(read["logits"], read.get("embedding"), stages, maps)
 
     @property
@@ -62,6 +61,12 @@ def _by_view(batch: Batch, views: list[int]) -> list[tuple[int, Tensor | None, T
     return [(view, where, batch.index[where]) for view, where in positions]
 
 
+def _numbered(read: Mapping[str, Tensor], kind: str) -> tuple[Tensor, ...]:
+    """A field per stage, from input to output: by number, since a file has them by name."""
+    found = [name for name in read if name.startswith(f"{kind}.")]
+    return tuple(read[name] for name in sorted(found, key=lambda name: int(name.partition(".")[2])))
+
+
 def _rows(field: Tensor, index: Tensor) -> Tensor:
     return field.index_select(0, index.to(field.device))
 
@@ -69,21 +74,11 @@ def _rows(field: Tensor, index: Tensor) -> Tensor:
 # ---- what is written
 
 
-def recorded_fields(shapes: Shapes, payload: frozenset[str]) -> dict[str, tuple[int, ...]]:
-    """Name in a segment -> shape of one row: one field per stage, since stages differ in shape."""
-    fields: dict[str, tuple[int, ...]] = {"logits": (shapes.classes,)}
-    if "embedding" in payload:
-        fields["embedding"] = (shapes.embedding,)
-    for number, stage in enumerate(shapes.stages):
-        if "attention" in payload:
-            fields[f"attention.{number}"] = stage[1:]
-        if "stages" in payload:
-            fields[f"stages.{number}"] = stage
-    return fields
-
-
 def to_record(outputs: Outputs) -> dict[str, Tensor]:
-    """The fields of `recorded_fields` for some rows, float16 on the CPU; numbers beyond its range become its largest."""
+    """What a segment holds of some rows, float16 on the CPU; numbers beyond its range become its largest.
+
+    One field per stage, since stages differ in shape.
+    """
     fields = {"logits": outputs.logits}
     if outputs.embedding is not None:
         fields["embedding"] = outputs.embedding

@@ -66,8 +66,9 @@ class Streamed:
     def close(self) -> None:
         """End the workers."""
         with self._lock:
-            self._closed = True
-            self._idle.clear()
+            self._closed, idle, self._idle = True, self._idle, []
+        for reading in idle:
+            reading.close()
 
     def _take(self) -> Reading:
         with self._lock:
@@ -77,8 +78,10 @@ class Streamed:
 
     def _give_back(self, reading: Reading) -> None:
         with self._lock:
-            if not (reading.broken or self._closed):
+            if reading.loader is not None and not self._closed:
                 self._idle.append(reading)
+                return
+        reading.close()
 
     def _to_device(self, split: Split) -> tuple[Tensor, Tensor]:
         """Not a second copy where the rows can be shared; those that came through Ray are read-only."""
@@ -112,7 +115,7 @@ class Reading:
     """One loader, its workers, and what it is to read next."""
 
     def __init__(self, source: Source, ring: Ring, device: str, turn: Lock) -> None:
-        self.device, self.name, self.broken = device, source.items.name, False
+        self.device, self.name = device, source.items.name
         self.pieces = Pieces(source.kept, ring.piece)
         of_workers: dict[str, Any] = {}
         if ring.workers:
@@ -122,7 +125,8 @@ class Reading:
                 "multiprocessing_context": _context(),
                 "worker_init_fn": end_with_parent,
             }
-        self.loader = DataLoader(
+        self.stream: Iterator[Any] = iter(())
+        self.loader: DataLoader[Pair] | None = DataLoader(
             Reader(source.items, nullcontext() if ring.workers else turn),
             batch_sampler=self.pieces,
             collate_fn=as_tensors,
@@ -134,26 +138,33 @@ class Reading:
 
     def batches(self, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         self.pieces.begin(batches)
-        stream = iter(self.loader)
-        while (first := self._next(stream)) is not None:
-            more = [self._next(stream) for _ in range(self.pieces.counts.popleft() - 1)]
+        self.stream = iter(() if self.loader is None else self.loader)
+        while (first := self._next()) is not None:
+            more = [self._next() for _ in range(self.pieces.counts.popleft() - 1)]
             x, y = zip(first, *(each for each in more if each is not None), strict=True)
             yield (x[0], y[0]) if len(x) == 1 else (torch.cat(x), torch.cat(y))
 
-    def _next(self, stream: Iterator[Any]) -> tuple[Tensor, Tensor] | None:
+    def close(self) -> None:
+        """End the workers: the loader ends its own when nothing holds it any more, so nothing else ever does."""
+        self.loader, self.stream = None, iter(())
+
+    def _next(self) -> tuple[Tensor, Tensor] | None:
         """The next piece, on the device; None at the end. Raises DataError."""
+        death = None
         try:
-            piece = next(stream, None)
+            piece = next(self.stream, None)
         except (
             RuntimeError,
             OSError,
             EOFError,
         ) as error:  # torch's words for a worker that is gone, and those of its pipes
-            self.broken = True
+            death = told(error)
+        if death is not None:  # raised out here: the exception would hold the loader
+            self.close()
             raise DataError(
-                f"a worker that reads the {self.name} dataset died: {told(error)}; memory or shared memory may be short: lower memory= "
+                f"a worker that reads the {self.name} dataset died: {death}; memory or shared memory may be short: lower memory= "
                 "or workers=; and a script that starts workers needs if __name__ == '__main__'"
-            ) from None
+            )
         if isinstance(piece, str):
             raise DataError(piece)
         if piece is None:

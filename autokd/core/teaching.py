@@ -19,22 +19,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from autokd.augment.jda import CHAINS
 from autokd.augment.views import VERSION, Made, make_view
 from autokd.core.data import Rows, to_float
-from autokd.core.live import Live, LiveTeacher
+from autokd.core.fingerprint import fingerprint
+from autokd.core.live import BLOCK, Live, LiveTeacher, agree
 from autokd.core.payload import TapePlan
-from autokd.core.replay import Replay, recorded_fields, to_record
+from autokd.core.replay import Replay, to_record
 from autokd.core.tape_file import Field, Segment
 from autokd.core.tape_store import FORMAT, Place, Tape
 from autokd.protocols import Shapes, TeacherSignal
 from autokd.recipe import AugmentSpec
 
-BLOCK = {"cpu": 256, "cuda": 4096}  # rows per pass while recording
+REPEATED = 64  # rows that are run twice before anything is recorded
 CHECKED = 4  # rows of a segment that are compared with the live teacher before it is trusted
-AGREE = 0.1  # of the spread of their logits: far above rounding, far below another teacher
 PATIENCE = 300.0  # seconds to wait for another process in all; one that was stopped holds its claim for ever
 WAIT = 5.0  # seconds between looks at a segment that another lane records
 KEPT_ON_GPU = 64  # segments
@@ -50,6 +50,7 @@ class Teaching:
         self.live, self.rows, self.plan = live, rows, plan
         self.notes: list[str] = []
         self._own: set[Place] = set()  # recorded or checked by this process
+        self._stuck: set[Place] = set()  # others have been recording these for too long
         self._described: dict[str, dict[str, Any]] = {}  # source -> what it is
         self._on_gpu: dict[Place, Mapping[str, Tensor]] = {}
         self._tape = None if plan is None else self._opened(plan)
@@ -58,9 +59,18 @@ class Teaching:
     def shapes(self) -> Shapes:
         return self.live.shapes
 
+    def has_on_tape(self, needs: frozenset[str]) -> bool:
+        """Whether what is recorded would do; if not, and there is a tape, a note says what is missing."""
+        if self._tape is None or self.plan is None:
+            return False
+        missing = sorted(needs - self.plan.payload)
+        if missing:
+            self._note(f"{' and '.join(missing)} of the teacher are not on the tape: trials that read them run it live")
+        return not missing
+
     def epoch(self, needs: frozenset[str], augment: AugmentSpec, seed: int, epoch: int, until: int) -> TeacherSignal:
         """The signal of an epoch, which is recorded first if it is missing. `until`: epochs this trial is sure to train."""
-        if self._tape is None or self.plan is None or not needs <= self.plan.payload:
+        if self._tape is None or not self.has_on_tape(needs):
             return Live(self.live, needs)
         views: dict[int, Mapping[str, Tensor]] = {}
         for view in range(1 + augmented_views(augment)):
@@ -79,11 +89,10 @@ class Teaching:
         if not getattr(self.rows.data, "deterministic", True):
             self._note("the data set gives other rows each time it is read: the teacher is run live in every trial")
             return None
-        rows = to_float(self._raw(self._samples()).to(self.live.setting.device))
+        rows = to_float(self._raw(self._samples(REPEATED)).to(self.live.setting.device))
         if not self.live.repeats_itself(rows):
-            self._note(
-                "the teacher gives other outputs for the same rows (dropout outside of nn.Dropout?): it is run live in every trial"
-            )
+            why = "dropout outside of nn.Dropout, or batch statistics?"
+            self._note(f"the teacher gives other outputs for the same rows ({why}): it is run live in every trial")
             return None
         return Tape(Path(plan.folder), plan.limit, self._described)
 
@@ -95,8 +104,9 @@ class Teaching:
         """The segment, found or recorded; None if it cannot be kept. While another lane records it, later ones are recorded."""
         needs = frozenset(self._fields)
         place = self._place(augment, seed, view, epoch)
+        patience = WAIT if place in self._stuck else PATIENCE
         waited_since = time.monotonic()
-        while time.monotonic() - waited_since < PATIENCE:
+        while time.monotonic() - waited_since < patience:
             found = self._trusted(tape, tape.find(place, needs), place, augment, seed)
             if found is not None:
                 return found
@@ -108,6 +118,7 @@ class Teaching:
                 return None
             if not self._record_ahead(tape, augment, seed, view, epoch, until):
                 tape.wait(place, needs, WAIT)
+        self._stuck.add(place)
         self._note(
             "another process has been recording a segment for too long (is it stopped?): the teacher is run live"
         )
@@ -159,11 +170,10 @@ class Teaching:
         """The segment, unless some of its rows are not what the live teacher says; then it is thrown away."""
         if segment is None or place in self._own:
             return segment
-        index, device = self._samples(), self.live.setting.device
+        index, device = self._samples(CHECKED), self.live.setting.device
         made = self._view(self._raw(index).to(device), index.to(device), place, augment, seed)
-        told = self.live.outputs(made.x).logits.cpu()
-        kept = segment.fields["logits"][index].float()
-        if float((told - kept).norm()) <= AGREE * (1 + float((told - told.mean()).norm())):
+        told = to_record(self.live.outputs(made.x))["logits"]
+        if agree(told.float(), segment.fields["logits"][index].float()):
             self._own.add(place)
             return segment
         tape.reject(place, "its outputs are not those of the teacher")
@@ -175,8 +185,8 @@ class Teaching:
         size = len(self.rows) * math.prod(data.input_shape)
         return data.train.x.dtype == np.uint8 and tape.room(source) > ROWS_SHARE * size
 
-    def _samples(self) -> Tensor:
-        return torch.linspace(0, len(self.rows) - 1, CHECKED).long().unique()
+    def _samples(self, count: int) -> Tensor:
+        return torch.linspace(0, len(self.rows) - 1, count).long().unique()
 
     def _raw(self, index: Tensor) -> Tensor:
         return torch.stack([torch.as_tensor(self.rows.data.train.x[int(i)]) for i in index])
@@ -235,7 +245,10 @@ class Teaching:
 
     @cached_property
     def _fields(self) -> dict[str, tuple[int, ...]]:
-        return recorded_fields(self.shapes, self.plan.payload if self.plan else frozenset())
+        """Name in a segment -> shape of one row, as the teacher puts it out."""
+        payload = self.plan.payload if self.plan else frozenset[str]()
+        seen = to_record(self.live.outputs(to_float(self._raw(self._samples(2)).to(self.live.setting.device)), payload))
+        return {name: tuple(each.shape[1:]) for name, each in seen.items()}
 
     # ---- notes
 
@@ -253,12 +266,3 @@ class Teaching:
 def augmented_views(augment: AugmentSpec) -> int:
     """How many augmented views an image may have in a batch."""
     return math.ceil(augment.rho / (1 - augment.rho)) if augment.policy == "jda" else 0
-
-
-def fingerprint(module: nn.Module) -> str:
-    """Of a network's weights, buffers and structure: another width, stride or activation is another network."""
-    digest = hashlib.sha256(f"{type(module).__module__}.{type(module).__qualname__} {module!r}".encode())
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

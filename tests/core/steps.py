@@ -82,3 +82,14 @@ def curve(
         run(batch_of(rows, number, step.device), taught_of(rows, number, step.device))
         losses.append(step.sums.item())
     return losses
+
+
+class Calls:
+    """Counts how often the step's Python runs: never in a replay."""
+
+    def __init__(self, step: Callable[[Batch, Outputs | None], None]) -> None:
+        self.step, self.count = step, 0
+
+    def __call__(self, batch: Batch, taught: Outputs | None) -> None:
+        self.count += 1
+        self.step(batch, taught)

@@ -138,6 +138,18 @@ def test_lanes_begin_together_and_every_step_counts() -> None:
     assert 100 < rate <= 300  # 3 lanes of at most 100 steps per second
 
 
+def test_no_lane_is_timed_before_all_are_ready() -> None:
+    numbers, steps = iter(range(2)), list[tuple[int, int]]()
+
+    def step_of_lane() -> Callable[[], None]:
+        number, calls = next(numbers), iter(range(100))
+        time.sleep(0.1 * number)  # the second is slow to be built
+        return lambda: steps.append((number, next(calls)))
+
+    concurrent_throughput(step_of_lane, 2, 5, "cpu", first_steps=1)
+    assert {steps[0], steps[1]} == {(0, 0), (1, 0)} and len(steps) == 12
+
+
 def test_first_steps_are_not_timed() -> None:
     def step_of_lane() -> Callable[[], None]:
         waits = iter([0.2, 0.2])

@@ -141,7 +141,7 @@ def test_each_network_runs_once_a_step(tmp_path: Path, count: int) -> None:
     taught = its_core.teaching.live.module  # type: ignore[union-attr]
     calls = Counter[str]()
     taught.register_forward_hook(lambda *_: calls.update(["teacher"]))
-    run = its_core._new(of, 0, its_core.setting)
+    run = its_core.new(of, 0, its_core.setting)
     Own.calls.clear()
     with its_core.setting.on_its_threads():
         train_epoch([run], its_core.rows, its_core.teaching, its_core.task, 3)

@@ -1,0 +1,1 @@
+"""What a training step costs here, and what it costs with the tools people use today: `python -m benchmarks.core`."""
