@@ -52,6 +52,15 @@ class Outputs:
             change(self.logits), embedding, tuple(map(change, self.stages)), tuple(map(change, self.attention))
         )
 
+    def only(self, fields: frozenset[str]) -> Outputs:
+        """The logits, and of the rest what is named: nobody hears what was asked for by others."""
+        return Outputs(
+            self.logits,
+            self.embedding if "embedding" in fields else None,
+            self.stages if "stages" in fields else (),
+            self.attention if "attention" in fields else (),
+        )
+
     def detach(self) -> Outputs:
         return self.map(Tensor.detach)
 

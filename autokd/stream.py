@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import random
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autokd.arrays import Array
-from autokd.errors import DataError
+from autokd.errors import DataError, InputError
 from autokd.items import Form, Items, Kept, Pair, form_of, told, values_of
+from autokd.sizes import parse_size
 from autokd.words import count
 
 SAMPLE = 1024  # training items that mean, deviation, value range and fingerprint are taken from, at most
@@ -28,7 +28,6 @@ HELD_OUT = 10_000  # items of a split that is drawn, at most; and a tenth of all
 AHEAD = 4  # pieces each worker reads ahead
 PIECE = 256  # rows read in one go, at most
 WORKING = 24  # bytes that statistics need for each value of the sample
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
 # ---- how much is in memory
@@ -74,11 +73,10 @@ class Source:
 
 def memory_of(value: object) -> int:
     """Bytes: "1GB", "500 MB", "2 GiB", or a number. Raises DataError."""
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        return value
-    text = value.strip().lower() if isinstance(value, str) else ""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?", text)
-    amount = 0 if found is None else int(float(found[1]) * UNITS[found[2]])
+    try:
+        amount = parse_size(value)  # type: ignore[arg-type]
+    except InputError:
+        amount = 0
     if amount < 1:
         raise DataError(f"memory must be bytes such as '1GB', '500MB' or 2_000_000_000, got {value!r}")
     return amount

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "autokd"
 FLOORS = [
     ["__init__"],
     ["errors"],
-    ["recipe", "budget", "constraints", "arrays", "space_yaml"],
+    ["recipe", "budget", "constraints", "arrays", "sizes", "space_yaml"],
     ["ledger", "orders", "words", "space_fields", "sources"],
     ["history", "gain", "space_names"],
     ["space_file"],

@@ -23,7 +23,9 @@ def test_the_finals_fit_into_their_share_of_the_time(lanes: int, seconds: int) -
     assert found.rungs[-1] > SHORTEST
     assert found.final_seconds <= 0.2 * seconds + 1e-9
     assert found.full_training_seconds <= 0.08 * seconds, "or costlier recipes could not be retrained in time"
-    assert found.final_seconds == pytest.approx(makespan(final_trainings(0.0, True), lanes) * found.full_training_seconds)
+    assert found.final_seconds == pytest.approx(
+        makespan(final_trainings(0.0, True), lanes) * found.full_training_seconds
+    )
     assert found.search_seconds == 0.8 * seconds
 
 
@@ -63,7 +65,9 @@ def test_a_plan_is_json() -> None:
 
 @pytest.mark.parametrize("lanes", [1, 2, 5])
 def test_a_teacher_is_paid_once_a_seed_on_a_tape_and_in_every_training_without(lanes: int) -> None:
-    taped, live = (plan("10m", lanes=lanes, longest=10_000, teacher_seconds=0.6, taped=taped) for taped in (True, False))
+    taped, live = (
+        plan("10m", lanes=lanes, longest=10_000, teacher_seconds=0.6, taped=taped) for taped in (True, False)
+    )
     for found in (taped, live):
         assert found.final_seconds <= 0.2 * 600 + 1e-9
     assert taped.rungs[-1] > live.rungs[-1] and taped.expected_trials > live.expected_trials

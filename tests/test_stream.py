@@ -330,7 +330,7 @@ def test_what_is_in_flight_fits_into_the_memory_allowed(memory, workers, residen
 
 @pytest.mark.parametrize(
     ("given_size", "size"),
-    [("1GB", 10**9), ("500 MB", 5 * 10**8), ("2 GiB", 2**31), ("1.5kb", 1500), ("10", 10), (7, 7), ("1T", 10**12)],
+    [("1GB", 10**9), ("500 MB", 5 * 10**8), ("2 GiB", 2**31), ("1.5kb", 1500), (7, 7), ("1TB", 10**12)],
 )
 def test_sizes(given_size, size):
     assert memory_of(given_size) == size

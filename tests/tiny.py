@@ -21,7 +21,7 @@ from autokd.data import Data
 from autokd.orders import Order
 from autokd.protocols import seed_everything
 from autokd.recipe import Recipe
-from autokd.students import FAMILIES
+from autokd.students import FAMILIES, name_of
 
 SHAPE, CLASSES = (1, 8, 8), 3
 
@@ -115,3 +115,33 @@ def passes_of(its_core: TrainingCore) -> list[int]:
 def segments(tape: Path) -> set[str]:
     """What is recorded: source/policy-view-epoch.fields, by name."""
     return {str(path.relative_to(tape)) for path in tape.rglob("*.safetensors") if not path.name.startswith(".")}
+
+
+class Coarse(nn.Module):
+    """Stages of 3x3 and 2x2, smaller than those of `expert`, whose maps must be pooled to be compared with these."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 4, 3, stride=2), nn.Conv2d(4, 6, 2)
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.second(self.first(x).relu()).relu().mean((2, 3)))
+        return logits
+
+
+class CoarseFamily:
+    """A family of them."""
+
+    fields: dict[str, Any] = {}
+
+    def misfit(self, input_shape: tuple[int, ...]) -> str | None:
+        return None
+
+    def build(self, spec: Any, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+        return Coarse()
+
+
+def coarse() -> str:
+    """Its name in recipes."""
+    return name_of(CoarseFamily())

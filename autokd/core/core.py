@@ -130,7 +130,7 @@ class TrainingCore:
         """
         with self.setting.on_its_threads(), lane_stream(self.setting.device):
             trainings = [self._open(order) for order in orders]
-            for together in _in_step(trainings):
+            for together in self._in_step(trainings):
                 self._train(together)
             return [self._close(training) for training in trainings]
 
@@ -222,6 +222,19 @@ class TrainingCore:
             for each, told in zip(together, logs, strict=True):
                 each.failure = told if isinstance(told, TrialFailure) else None
 
+    def _in_step(self, trainings: Sequence[_Training]) -> list[list[_Training]]:
+        """Those at the same epoch train together; one that lost its checkpoint starts again alone.
+
+        Trials that the tape serves do not mix with those that need the teacher live: it would change what they hear, by rounding.
+        """
+        groups: dict[tuple[int, bool], list[_Training]] = {}
+        for training in trainings:
+            run = training.run
+            if run is not None:
+                on_tape = self.teaching is None or self.teaching.has_on_tape(run.of_teacher)
+                groups.setdefault((run.epoch, on_tape), []).append(training)
+        return list(groups.values())
+
     def _open(self, order: Order) -> _Training:
         """The trial's run, from its checkpoint or new, and 1 retry if a checkpoint was lost so that it starts again."""
         try:
@@ -312,15 +325,6 @@ class TrainingCore:
         notes = tuple(self.teaching.notes[self._told :])
         self._told += len(notes)
         return notes
-
-
-def _in_step(trainings: Sequence[_Training]) -> list[list[_Training]]:
-    """Those that stand at the same epoch train together; one that lost its checkpoint starts again alone."""
-    groups: dict[int, list[_Training]] = {}
-    for training in trainings:
-        if training.run is not None:
-            groups.setdefault(training.run.epoch, []).append(training)
-    return list(groups.values())
 
 
 @dataclass(frozen=True)

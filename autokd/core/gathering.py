@@ -34,19 +34,24 @@ class Gathering:
         self._changed = Condition()
         self._waiting: list[Order] = []
         self._answers: dict[str, Answer | BaseException] = {}
-        self._leading = 0
+        self._leading = self._training = 0  # cohorts, orders
 
     def advance(self, order: Order) -> Report:
         """As TrainingCore.advance. Raises TrialFailure, CheckpointError, or whatever ended the whole cohort."""
         with self._changed:
             self._waiting.append(order)
             self._changed.notify_all()
-            while order.trial not in self._answers:
-                if self._leading < self.lanes and self._waiting and self._waiting[0] is order:
-                    self._lead(order)
-                else:
-                    self._changed.wait()
-            answer = self._answers.pop(order.trial)
+            try:
+                while order.trial not in self._answers:
+                    if self._leading < self.lanes and self._waiting and self._waiting[0] is order:
+                        self._lead(order)
+                    else:
+                        self._changed.wait()
+                answer = self._answers.pop(order.trial)
+            except BaseException:  # this thread was interrupted: nobody may wait for it
+                self._waiting = [each for each in self._waiting if each is not order]
+                self._changed.notify_all()
+                raise
         if isinstance(answer, Report):
             return answer
         raise answer
@@ -57,26 +62,43 @@ class Gathering:
     def _lead(self, order: Order) -> None:
         """Gather, train, answer. The condition is held on entry and on return, and given up while training."""
         self._leading += 1
-        cohort = self._gather(order)
+        try:
+            cohort = self._gather(order)
+            self._changed.notify_all()  # whoever did not fit may lead the next one, if there is a lane for it
+            answers = self._trained(cohort)
+            self._answers |= {each.trial: answer for each, answer in zip(cohort, answers, strict=True)}
+        finally:
+            self._leading -= 1
+            self._changed.notify_all()
+
+    def _trained(self, cohort: list[Order]) -> Sequence[Answer | BaseException]:
+        """Their answers, in their order. The condition is given up meanwhile."""
+        self._training += len(cohort)
         self._changed.release()
         try:
-            answers: Sequence[Answer | BaseException] = self.core.advance_together(cohort)
+            answers = self.core.advance_together(cohort)
+            if len(answers) != len(cohort):
+                raise RuntimeError(f"{len(cohort)} orders were answered by {len(answers)} reports")
+            return answers
         except BaseException as error:  # every caller must hear of it, or it would wait forever
-            answers = [error] * len(cohort)
+            return [error] * len(cohort)
         finally:
             self._changed.acquire()
-        self._answers |= {each.trial: answer for each, answer in zip(cohort, answers, strict=True)}
-        self._leading -= 1
-        self._changed.notify_all()
+            self._training -= len(cohort)
 
     def _gather(self, order: Order) -> list[Order]:
         """The order and those that fit it, as they come in within the patience."""
         latest = time.monotonic() + self._patience
-        while (left := latest - time.monotonic()) > 0 and len(self._fitting(order)) < self.most:
+        while (left := latest - time.monotonic()) > 0 and len(self._fitting(order)) < self.most and self._more_may_come:
             self._changed.wait(left)
         cohort = self._fitting(order)[: self.most]
         self._waiting = [each for each in self._waiting if each not in cohort]
         return cohort
+
+    @property
+    def _more_may_come(self) -> bool:
+        """Unless every place is taken: by orders that wait, and by those that are being trained."""
+        return len(self._waiting) + self._training < self.most * self.lanes
 
     def _fitting(self, order: Order) -> list[Order]:
         return [each for each in self._waiting if step_of(each) == step_of(order)]

@@ -42,12 +42,14 @@ def train_epoch(
 
     count = steps(len(rows), leader.recipe.optim.batch)
     for number, (batch, taught) in enumerate(feed(leader, rows, signal)):
+        if len(failures) == len(runs):
+            break
         progress = (leader.epoch + number / count) / total
         for position, run in enumerate(runs):
             if position not in failures:
                 try:
                     with run.own_noise(alone=len(runs) == 1):
-                        run.train(batch, taught, progress)
+                        run.train(batch, None if taught is None else taught.only(run.of_teacher), progress)
                 except Exception as error:  # whatever a user's own model or loss raises ends this run, not the others
                     failures[position] = failure_of(error)
 

@@ -55,7 +55,8 @@ def numbers(shapes: Shapes, field: str) -> int:
 
 def plan_payload(shapes: Shapes, wanted: Iterable[str], rows: int, epochs: int, limit: int) -> Payload:
     """The fields of `wanted` of which all epochs of a full training fit into half of `limit` bytes. Logits come always."""
-    chosen, notes = [], []
+    chosen: list[str] = []
+    notes = []
     for field in FIELDS:
         if field not in wanted and field != "logits":
             continue
@@ -68,4 +69,6 @@ def plan_payload(shapes: Shapes, wanted: Iterable[str], rows: int, epochs: int, 
                 f"{field} are not recorded but computed live: {HALF * count:,} bytes a row, {rows:,} rows and {epochs} epochs "
                 f"take {needed / 1e9:.1f} GB, the tape may hold {limit / 1e9:.1f} GB, one field half of it; raise tape_limit"
             )
+    if "logits" not in chosen:  # every trial reads them: without them the teacher runs anyway
+        chosen = []
     return Payload(frozenset(chosen), HALF * sum(numbers(shapes, field) for field in chosen), tuple(notes))

@@ -75,8 +75,9 @@ class Run:
     def begin_epoch(self) -> None:
         """Train mode, nothing summed up, and noise that depends on seed and epoch only: as after a resume, so without one."""
         self.parts.train()
-        seed_everything(self.seed * 100_003 + self.epoch)
-        self._noise = torch.get_rng_state()
+        with _BUILDING:
+            seed_everything(self.seed * 100_003 + self.epoch)
+            self._noise = torch.get_rng_state()
         self.step.begin()
 
     @contextmanager

@@ -153,11 +153,7 @@ class Reading:
         death = None
         try:
             piece = next(self.stream, None)
-        except (
-            RuntimeError,
-            OSError,
-            EOFError,
-        ) as error:  # torch's words for a worker that is gone, and those of its pipes
+        except (RuntimeError, OSError, EOFError) as error:  # from torch, or from the pipes of a worker that is gone
             death = told(error)
         if death is not None:  # raised out here: the exception would hold the loader
             self.close()

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from autokd.core.tape_file import FIELD_NAME, FORMAT, TEMPORARY, format_of, open_segment
-from autokd.core.tape_size import UNITS, existing
 from autokd.errors import InputError, TapeError, nearest
+from autokd.sizes import UNITS, existing
 
 ABOUT = "source.json"
 LOCKS = "locks"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from autokd.core.tape_file import FORMAT, format_of
 from autokd.core.tape_folder import abandoned, entries, remove, temporaries, used
-from autokd.core.tape_size import UNITS, existing, size_words
+from autokd.sizes import UNITS, existing, size_words
 
 RECENT = 600  # seconds since its last use in which a segment may belong to a search that is running
 RESERVE, RESERVE_SHARE = 256 * UNITS["MB"], 50  # left free on every disk: at least so much, and one part in so many

@@ -35,8 +35,8 @@ from autokd.core.tape_folder import (
     path_of,
     verify,
 )
-from autokd.core.tape_size import parse_size, size_words
 from autokd.errors import TapeError
+from autokd.sizes import parse_size, size_words
 
 __all__ = [
     "FORMAT",

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ REPEATED = 64  # rows that are run twice before anything is recorded
 CHECKED = 4  # rows of a segment that are compared with the live teacher before it is trusted
 PATIENCE = 300.0  # seconds to wait for another process in all; one that was stopped holds its claim for ever
 WAIT = 5.0  # seconds between looks at a segment that another lane records
-KEPT_ON_GPU = 64  # segments
+KEPT_ON_GPU = 2 << 30  # bytes of segments
 ROWS_SHARE = 8  # augmented rows are recorded while this many more such segments fit
 
 log = logging.getLogger("autokd.tape")
@@ -53,6 +54,7 @@ class Teaching:
         self._stuck: set[Place] = set()  # others have been recording these for too long
         self._described: dict[str, dict[str, Any]] = {}  # source -> what it is
         self._on_gpu: dict[Place, Mapping[str, Tensor]] = {}
+        self._moving = Lock()
         self._tape = None if plan is None else self._opened(plan)
 
     @property
@@ -192,15 +194,17 @@ class Teaching:
         return torch.stack([torch.as_tensor(self.rows.data.train.x[int(i)]) for i in index])
 
     def _on_device(self, place: Place, segment: Segment) -> Mapping[str, Tensor]:
-        """Where steps read it: the mapped file on a CPU; on a GPU a copy that all lanes share, the last few of them."""
+        """Where steps read it: the mapped file on a CPU; on a GPU a copy that all lanes share, of the last few and not too large ones."""
         device = self.live.setting.device
-        if device == "cpu":
+        size = _bytes(segment.fields)
+        if device == "cpu" or size > KEPT_ON_GPU:
             return segment.fields
-        if place not in self._on_gpu:
-            while len(self._on_gpu) >= KEPT_ON_GPU:
-                self._on_gpu.pop(next(iter(self._on_gpu)))
-            self._on_gpu[place] = {name: field.to(device) for name, field in segment.fields.items()}
-        return self._on_gpu[place]
+        with self._moving:
+            if place not in self._on_gpu:
+                while sum(map(_bytes, self._on_gpu.values())) + size > KEPT_ON_GPU:
+                    self._on_gpu.pop(next(iter(self._on_gpu)))
+                self._on_gpu[place] = {name: field.to(device) for name, field in segment.fields.items()}
+            return self._on_gpu[place]
 
     # ---- what decides a segment's content
 
@@ -266,3 +270,7 @@ class Teaching:
 def augmented_views(augment: AugmentSpec) -> int:
     """How many augmented views an image may have in a batch."""
     return math.ceil(augment.rho / (1 - augment.rho)) if augment.policy == "jda" else 0
+
+
+def _bytes(fields: Mapping[str, Tensor]) -> int:
+    return sum(field.nbytes for field in fields.values())

@@ -88,7 +88,15 @@ def test_jda_on_vectors_is_refused() -> None:
 def test_float_images_of_another_range_get_the_same_views() -> None:
     spec = AugmentSpec(policy="jda", p=0.4)
     scaled = make_batch(
-        X[INDEX[:40]].float() / 255 * 2 - 1, Y[INDEX[:40]], INDEX[:40], augment=spec, seed=3, epoch=2, pad=1, flip=True, value_range=(-1.0, 1.0)
+        X[INDEX[:40]].float() / 255 * 2 - 1,
+        Y[INDEX[:40]],
+        INDEX[:40],
+        augment=spec,
+        seed=3,
+        epoch=2,
+        pad=1,
+        flip=True,
+        value_range=(-1.0, 1.0),
     )
     torch.testing.assert_close(scaled.x, 2 * made(p=0.4).x - 1, rtol=0, atol=1e-5)
 

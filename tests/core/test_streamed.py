@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import subprocess
@@ -25,7 +24,7 @@ from autokd.augment.counters import permutation
 from autokd.augment.views import make_batch
 from autokd.core.data import Resident, order
 from autokd.core.device import cpu_count
-from autokd.core.streamed import Streamed, ring_for
+from autokd.core.streamed import Pieces, Streamed, ring_for
 from autokd.data import Data, Split
 from autokd.errors import DataError, TrialFailure
 from autokd.items import Form, Items, Kept, LazyRows
@@ -227,6 +226,14 @@ def test_ten_gigabytes_are_streamed_in_a_few_megabytes(workers):
     streamed.close()
 
 
+def test_batches_are_cut_into_pieces_that_fit():
+    pieces = Pieces(Kept(100, np.arange(10)), most=7)
+    pieces.begin([torch.arange(30), torch.arange(7), torch.arange(1)])
+    cut = list(pieces)
+    assert [len(piece) for piece in cut] == [6, 6, 6, 6, 6, 7, 1] and list(pieces.counts) == [5, 1, 1]
+    assert sum(cut[:5], []) == list(range(10, 40))
+
+
 def test_workers_by_default():
     data = stream(memory="10MB")
     assert ring_for(data.source, "cpu") == Ring(0, 256)
@@ -308,14 +315,16 @@ def loaders():
 
 
 def test_workers_end_with_close():
-    streamed, others = Streamed(stream(workers=2)), loaders()
-    next(streamed.fetch([torch.arange(5)]))
+    data, others = stream(workers=2), loaders()
+    spoil(data, 3, raises)
+    streamed = Streamed(data)
+    with pytest.raises(DataError) as held:  # an exception that somebody keeps, with all that it was raised through
+        next(streamed.fetch([torch.arange(5)]))
     own = loaders() - others
     assert len(own) == 2
     streamed.close()
-    gc.collect()
     _, left = psutil.wait_procs(own, timeout=10)
-    assert not left
+    assert not left and held.value
 
 
 TRAINER = """

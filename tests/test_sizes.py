@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autokd.core.tape_size import BINARY, MOST, UNITS, existing, parse_size, size_words
 from autokd.errors import InputError
+from autokd.sizes import BINARY, MOST, UNITS, existing, parse_size, size_words
 
 
 @pytest.mark.parametrize(
