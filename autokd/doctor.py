@@ -10,6 +10,7 @@ import torch
 
 from autokd import __version__
 from autokd.core.device import candidates, cpu_count, default_device
+from autokd.core.tape_store import default_folder, default_limit, size_words
 from autokd.space import shipped_spaces
 from autokd.teacher import cache_folder
 
@@ -45,6 +46,7 @@ def examine() -> dict[str, Any]:
         "lanes": torch.cuda.device_count() if device == "cuda" else cpu_count(),
         "spaces": ", ".join(shipped_spaces()),
         "cache": str(cache_folder()),
+        "tape": f"{default_folder()}, at most {size_words(default_limit(default_folder()))}",
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version is not None),
         "missing": f"pip install {' '.join(absent)}" if absent else "",
     }

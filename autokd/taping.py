@@ -35,15 +35,27 @@ class Told:
 
 
 def tape_place(tape: bool | str | Path, limit: str | int | None) -> TapePlace | None:
-    """The folder and its size, None for no tape. Raises InputError for a size that is none, or a file in the folder's place."""
+    """The folder and its size, None for no tape. Raises InputError for a size that is none, or what is no folder."""
     if tape is False:
         if limit is not None:
             raise InputError(f"tape_limit={limit!r} needs a tape, got tape=False; leave one of them out")
         return None
-    folder = default_folder() if tape is True else Path(tape).expanduser().resolve()
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"tape must be a folder, got the file {folder}; name another place or leave it out")
+    folder = default_folder() if tape is True else _folder(tape)
     return TapePlace(folder, default_limit(folder) if limit is None else parse_size(limit))
+
+
+def _folder(named: object) -> Path:
+    """Raises InputError for what cannot be a folder."""
+    if not isinstance(named, str | Path) or not str(named).strip():
+        raise InputError(f"tape must be a folder, True or False, got {named!r}; leave it out for the user's cache")
+    try:
+        folder = Path(named).expanduser().resolve()
+        there = folder.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # no rights, no such user, no possible name
+        raise InputError(f"tape must be a folder that can be used, got {str(named)!r}: {error}; name another") from None
+    if there and not folder.is_dir():
+        raise InputError(f"tape must be a folder, got the file {folder}; name another place or leave it out")
+    return folder
 
 
 def tape_plan(

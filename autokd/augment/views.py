@@ -124,9 +124,19 @@ def _as_float(x: Tensor) -> Tensor:
     return x.float() if x.is_floating_point() else x.float().div_(255)
 
 
+def augmented_per_image(rho: float) -> float:
+    """Augmented rows per image, rho/(1 − rho), on average. Within a hundredth of a whole number, from 1 on, it is that number.
+
+    So two thirds may be written as 0.667: a third view that 3 images in 1000 have would have to be recorded of all of them.
+    """
+    exact = rho / (1 - rho)
+    whole = round(exact)
+    return float(whole) if whole and abs(exact - whole) < 0.01 else exact
+
+
 def _augmented_rows(rho: float, seed: int, epoch: int, index: Tensor) -> Iterator[tuple[int, Tensor]]:
     """View numbers (≥ 1) and the positions in `index` of the images that have that view, if any has."""
-    per_image = rho / (1 - rho)
+    per_image = augmented_per_image(rho)
     for view in range(1, math.ceil(per_image) + 1):
         chosen = (uniform(seed, epoch, index, view, Stream.PICK) < per_image - (view - 1)).nonzero()[:, 0]
         if len(chosen):

@@ -42,8 +42,8 @@ from autokd.students import GIVEN
 from autokd.tasks import TASKS
 
 SETTLED = 3  # epochs after which a student at chance has failed; before, it is merely last in its rung
-CALIBRATION_ROWS = 128
-CALIBRATION_STEPS = 12
+CALIBRATION_ROWS, CALIBRATION_REPEATS = 64, 3  # of the teacher
+CALIBRATION_STEPS = 8  # of the first student
 MOST_LANES, LANE_STEPS = 16, 50  # of one GPU, and steps of each while they are counted
 
 
@@ -361,6 +361,6 @@ def _teacher_seconds(data: Data, teacher: nn.Module, setting: Setting) -> float:
     rows = to_float(torch.as_tensor(data.train.x[index])).to(setting.device)
     live = LiveTeacher(teacher, rows[:2], setting)
     with setting.on_its_threads():
-        seconds = time_of(lambda: live.outputs(rows))
+        seconds = time_of(lambda: live.outputs(rows), CALIBRATION_REPEATS)
     live.close()
     return seconds

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from autokd.augment.jda import CHAINS
-from autokd.augment.views import VERSION, Made, make_view
+from autokd.augment.views import VERSION, Made, augmented_per_image, make_view
 from autokd.core.data import Rows, to_float
 from autokd.core.fingerprint import fingerprint
 from autokd.core.live import BLOCK, Live, LiveTeacher, agree
@@ -269,7 +269,7 @@ class Teaching:
 
 def augmented_views(augment: AugmentSpec) -> int:
     """How many augmented views an image may have in a batch."""
-    return math.ceil(augment.rho / (1 - augment.rho)) if augment.policy == "jda" else 0
+    return math.ceil(augmented_per_image(augment.rho)) if augment.policy == "jda" else 0
 
 
 def _bytes(fields: Mapping[str, Tensor]) -> int:

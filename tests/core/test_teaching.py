@@ -511,7 +511,20 @@ def test_augmented_rows_keep_the_labels_of_every_pixel(tmp_path: Path, rho: floa
 
 
 @pytest.mark.parametrize(
-    ("rho", "views"), [(0.0, 0), (0.1, 1), (1 / 3, 1), (0.5, 1), (0.51, 2), (0.6, 2), (2 / 3, 2), (0.75, 3)]
+    ("rho", "views"),
+    [
+        (0.0, 0),
+        (0.1, 1),
+        (1 / 3, 1),
+        (0.5, 1),
+        (0.51, 2),
+        (0.6, 2),
+        (2 / 3, 2),
+        (0.667, 2),
+        (0.6666, 2),
+        (0.67, 3),
+        (0.75, 3),
+    ],
 )
 def test_as_many_views_are_recorded_as_a_batch_may_have(rho: float, views: int) -> None:
     assert augmented_views(AugmentSpec(policy="jda", rho=rho)) == views
