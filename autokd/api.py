@@ -130,6 +130,7 @@ def search(
             taped=where is not None,
         )
         taped, told = tape_plan(teacher, chosen.objectives, plan.rungs[-1], where)
+        engine.taped = taped is not None
         plan = replace(plan, tape=str(told), notes=(*plan.notes, *told.notes))
         settings = Settings(
             executor, measured.setting, tracking, shown_uri, ray_address, taped, cohort_size(chosen, taped)

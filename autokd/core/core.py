@@ -135,7 +135,7 @@ class TrainingCore:
             return [self._close(training) for training in trainings]
 
     def close(self) -> None:
-        """Leave the teacher as it was given. The core cannot be used afterwards."""
+        """Take the hooks off the teacher, end what reads in the background. The core cannot be used afterwards."""
         self.rows.close()
         if self.teaching is not None:
             self.teaching.close()
@@ -285,6 +285,8 @@ class TrainingCore:
         """Checkpoint and report, or why there is none."""
         run, order = training.run, training.order
         if run is None or training.failure is not None:
+            if run is not None:
+                run.close()
             return training.failure or TrialFailure("exception", "the trial could not be opened")
         report = self._report(order, run, training.retries)
         tensors, meta = run.state()

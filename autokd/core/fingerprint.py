@@ -37,9 +37,8 @@ def fingerprint(module: nn.Module) -> str:
 def _add(update: Callable[[bytes], None], name: str, value: Any) -> None:
     """A value under its name. What is no number, word, tensor, function or collection of these counts by its type alone."""
     if isinstance(value, Tensor):
-        plain = value.detach().dequantize() if value.is_quantized else value.detach()
         update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        update(plain.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        update(_plain(value.detach()).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
         update(f"{name} {value.dtype} {value.shape}".encode() + value.tobytes())
     elif isinstance(value, PLAIN):
@@ -50,6 +49,12 @@ def _add(update: Callable[[bytes], None], name: str, value: Any) -> None:
         update(f"{name} {_named(type(value))}".encode())
         for key, each in _members(value):
             _add(update, key, each)
+
+
+def _plain(value: Tensor) -> Tensor:
+    """Dense numbers of an ordinary type."""
+    dense = value if value.layout is torch.strided else value.to_dense()
+    return dense.dequantize() if dense.is_quantized else dense
 
 
 def _members(value: Any) -> Iterator[tuple[str, Any]]:

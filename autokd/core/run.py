@@ -52,6 +52,9 @@ class Run:
             modules = [network.to(memory_format=setting.memory_format) for network in networks]
             self.taps = [Tap(module, example, want=needs) for module in modules]
             self.objectives = [self._objectives(classes, tap.shapes, teacher, setting) for tap in self.taps]
+        if setting.compiled:
+            for module in modules:
+                module.compile()
         self.of_teacher = self._of_teacher(teacher)
         self.parts = nn.ModuleList([*modules, *self.objectives])
         self.optimiser = optimiser(self.parts.parameters(), recipe.optim, setting.device)

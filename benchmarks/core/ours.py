@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import resource
-import shutil
 import sys
 import tempfile
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -16,7 +16,6 @@ from autokd.core.device import Setting, candidates
 from autokd.core.live import BLOCK, LiveTeacher
 from autokd.core.loop import feed, signal_of
 from autokd.core.payload import TapePlan
-from autokd.core.teaching import Teaching
 from autokd.data import Data
 from autokd.orders import Order
 from autokd.recipe import Recipe
@@ -59,15 +58,13 @@ def training(recipe: Recipe, pair: Pair, source: Source, setting: Setting, tape:
 
 
 def recording(recipe: Recipe, pair: Pair, source: Source, setting: Setting, folder: Path) -> Repetition:
-    """One segment of base views, recorded anew each time."""
-    core = _core(pair, source, setting, None)
-    live = LiveTeacher(_problem(pair, source)[1], core.example, setting)
+    """One segment of base views: another epoch each time, as in a search."""
+    core, epochs = _core(pair, source, setting, folder), count()
 
     def record() -> int:
         with setting.on_its_threads():
-            shutil.rmtree(folder, ignore_errors=True)
-            teaching = Teaching(live, core.rows, TapePlan(str(folder), LIMIT, LOGITS))  # one that has seen nothing
-            teaching.epoch(LOGITS, recipe.augment, seed=0, epoch=0, until=1)
+            epoch = next(epochs)
+            core.teaching.epoch(LOGITS, recipe.augment, 0, epoch, epoch + 1)  # type: ignore[union-attr]
         return len(core.rows)
 
     return record

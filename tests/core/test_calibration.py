@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import KD, expert, images, order, recipe, tape_plan
+from tiny import KD, core, expert, images, order, recipe, tape_plan
 
 from autokd.core import calibration, checkpoint
 from autokd.core.calibration import STEPS, WORTH, Calibrator, timed_steps
@@ -289,3 +290,14 @@ def test_a_rehearsed_teacher_gives_what_is_needed_and_draws_it_once(tmp_path: Pa
             assert (said.embedding is None) == (real.embedding is None) == (name == "kd")
             assert said.logits.shape[1:] == real.logits.shape[1:]
     assert signal.outputs(next(feed(run, its_core.rows, None))[0]) is told[0], "drawing it again would cost time"
+
+
+def test_a_compiled_setting_compiles_the_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
+    its_core = core(tmp_path)
+    of = recipe(terms=(KD,), peers={"count": 1})
+    run = its_core.new(of, 0, replace(its_core.setting, compiled=True))
+    assert compiled == [tap.module for tap in run.taps]
+    its_core.new(of, 0, its_core.setting)
+    assert len(compiled) == 2

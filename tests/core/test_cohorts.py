@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ from autokd.core import checkpoint
 from autokd.core.core import TrainingCore
 from autokd.core.data import steps
 from autokd.errors import CheckpointError, TrialFailure
+from autokd.objectives import name_of as name_of_loss
 from autokd.orders import Order, Report
+from autokd.protocols import Batch, Objective, Outputs
 from autokd.recipe import Recipe, Rule, Value
 from autokd.students import name_of
 
@@ -35,6 +38,8 @@ def no_student_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 class Noisy(nn.Module):
     """A student with dropout, told by its name how to misbehave while it trains."""
 
+    trained: ClassVar[Counter[str]] = Counter()
+
     def __init__(self, how: str) -> None:
         super().__init__()
         self.how, self.steps = how, 0
@@ -43,12 +48,29 @@ class Noisy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.body(x)
         self.steps += self.training
+        Noisy.trained[self.how] += self.training
         late = self.training and self.steps == 4
         if self.how == "raises" and late:
             raise RuntimeError("no such kernel")
         if self.how == "is never valid" and not self.training and self.steps:
             raise RuntimeError("no such mode")
         return logits * math.nan if self.how == "is nan" and late else logits
+
+
+class Broken(Objective):
+    """A loss of one's own that fails in the middle of the second epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = 0
+
+    def forward(
+        self, student: Outputs, teacher: Outputs, batch: Batch, row_weight: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        self.steps += 1
+        if self.steps == 3:
+            raise ValueError("a loss of one's own")
+        return {"broken": (student.logits - teacher.logits).square().mean()}
 
 
 class Noise:
@@ -231,6 +253,25 @@ def test_who_fails_does_not_disturb_the_others(tmp_path: Path, how: str, reason:
         for each in well:
             alone.advance(each)
         assert_equal_trials(side_by_side, alone, *(each.trial for each in well))
+
+
+def test_a_loss_that_fails_is_its_own_trials_failure(tmp_path: Path) -> None:
+    recipes = (noisy(), noisy(terms=({"objective": name_of_loss(Broken), "weight": 1.0},)), noisy(ce_weight=0.5))
+    side_by_side, alone = core_on(tmp_path, "live", "together"), core_on(tmp_path, "live", "alone")
+    answers = together(side_by_side, *recipes)
+    assert [type(answer) for answer in answers] == [Report, TrialFailure, Report]
+    assert str(answers[1]) == "ValueError: a loss of one's own"
+    for each in orders(*recipes)[::2]:
+        alone.advance(each)
+    assert_equal_trials(side_by_side, alone, "t0", "t2")
+
+
+def test_who_has_failed_is_not_trained_any_more(tmp_path: Path) -> None:
+    Noisy.trained.clear()
+    small = {"batch": 4}
+    answers = together(taped(tmp_path, None), noisy("raises", optim=small), noisy(optim=small), to=1)
+    assert isinstance(answers[0], TrialFailure) and isinstance(answers[1], Report)
+    assert Noisy.trained == {"raises": 4, "is well": steps(ROWS, 4)}
 
 
 def test_a_loss_that_cannot_be_built_is_its_own_trials_failure(tmp_path: Path) -> None:
