@@ -36,6 +36,7 @@ class Calibrator:
 
     def __init__(self, base: Setting, measure: Measure, folder: Path | None = None) -> None:
         self.base, self._measure, self._folder = base, measure, folder
+        self.notes: list[str] = []  # what was chosen for the first student of each family, in words
         self._known: dict[str, dict[str, Any]] = {}
 
     def setting_for(self, recipe: Recipe, steps_left: int) -> Setting:
@@ -49,6 +50,7 @@ class Calibrator:
             self._remember(own, found)
             if self._recall(family) is None:
                 self._remember(family, found)
+                self._tell(recipe, found)
         return replace(self.base, **{name: found[name] for name in CHOICE})
 
     @property
@@ -75,6 +77,11 @@ class Calibrator:
     def _may_compile(self, seconds_left: float) -> bool:
         """On a CPU a compiled forward pass of a convolutional student saves nothing (6 % measured, for 38 s): not tried."""
         return self.base.device.startswith("cuda") and COMPILE_GAIN * seconds_left > COMPILE_SECONDS
+
+    def _tell(self, recipe: Recipe, found: dict[str, Any]) -> None:
+        chosen = replace(self.base, **{name: found[name] for name in CHOICE})
+        measured = "; ".join(f"{name}: {each:.1f} ms a step" for name, each in found["milliseconds"].items())
+        self.notes.append(f"{recipe.student.family} students run in {chosen} ({measured})")
 
     # ---- memory
 

@@ -110,7 +110,7 @@ class TrainingCore:
                 self.teaching = Teaching(LiveTeacher(teacher, self.example, setting), self.rows, tape)
         measured = Calibrator(setting, self.step_seconds, self.folder / "calibration")
         self._calibrator = measured if calibrated else None
-        self._told = 0
+        self._told: set[str] = set()  # notes that a report has carried
 
     def advance(self, order: Order) -> Report:
         """Train the order's trial to `order.to` epochs, or to the epoch in which its deadline passes.
@@ -321,12 +321,11 @@ class TrainingCore:
         )
 
     def _new_notes(self) -> tuple[str, ...]:
-        """What the teacher's side had to say since the last report."""
-        if self.teaching is None:
-            return ()
-        notes = tuple(self.teaching.notes[self._told :])
-        self._told += len(notes)
-        return notes
+        """What teacher and calibration had to say since the last report."""
+        said = [*(self.teaching.notes if self.teaching else ()), *(self._calibrator.notes if self._calibrator else ())]
+        new = tuple(note for note in said if note not in self._told)
+        self._told.update(new)
+        return new
 
 
 @dataclass(frozen=True)

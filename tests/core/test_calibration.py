@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import KD, core, expert, images, order, recipe, tape_plan
+from tiny import KD, expert, images, order, recipe, tape_plan
 
 from autokd.core import calibration, checkpoint
 from autokd.core.calibration import STEPS, WORTH, Calibrator, timed_steps
