@@ -141,6 +141,39 @@ def test_two_lanes_are_kept_busy_and_ray_is_stopped(quick: Any, tmp_path: Path) 
     assert left
 
 
+ALIKE = """\
+version: 1
+about: one batch size and one view policy, so that trials which read the teacher live can share it
+task: classification
+epochs: {max: 3}
+fields:
+  select.logits: {choice: [kd, dkd]}
+  student.family: {choice: [resnet]}
+  student.resnet.width: {int: [4, 8]}
+  student.resnet.depth1: 1
+  student.resnet.depth2: 1
+  student.resnet.depth3: 0
+  ce_weight: {float: [0.1, 1]}
+  terms.kd.weight: {float: [0.1, 2]}
+  terms.kd.temperature: {float: [1, 8]}
+  terms.dkd.weight: {float: [0.1, 2]}
+  augment.policy: base
+  optim.batch: 32
+"""
+
+
+def test_trials_that_share_a_live_teacher_come_to_a_lane_together(quick: Any, tmp_path: Path) -> None:
+    (tmp_path / "alike.yaml").write_text(ALIKE)
+    result = quick(
+        tmp_path / "run", "8 trials", executor="ray", lanes=1, space=tmp_path / "alike.yaml", students=None, tape=False
+    )
+    check_whole(result)
+    assert result.failures == {} and result.head["settings"]["cohort"] == 4 and result.head["settings"]["tape"] is None
+    assert most_at_once(intervals(result.run_dir)) == 4, "on one lane"
+    first = [event["elapsed"] for event in events_of(result.run_dir, "rung")][:4]
+    assert max(first) - min(first) < 0.5, "they end together"
+
+
 def test_lanes_as_many_as_cores_and_objects_as_students(quick: Any, tmp_path: Path, own_ray: None) -> None:
     """On the user's own Ray, which goes on living; a class that only this process has is sent along."""
     from torch import nn
