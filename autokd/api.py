@@ -24,8 +24,9 @@ from autokd.arguments import check_settings, vocabulary
 from autokd.budget import Budget
 from autokd.constraints import Limits, parse_limits
 from autokd.core import checkpoint
-from autokd.core.core import TrainingCore, calibrate
+from autokd.core.core import Measured, TrainingCore, calibrate
 from autokd.core.device import Setting, default_device
+from autokd.core.payload import TapePlan
 from autokd.core.run import load_student
 from autokd.delivery import ABOUT
 from autokd.engine.engine import Engine
@@ -42,7 +43,7 @@ from autokd.scope import CostOf, space_for
 from autokd.session import HIDDEN, Lanes, OneLane, Session, Settings, open_lanes, say, work
 from autokd.space import Space
 from autokd.students import name_of
-from autokd.taping import cohort_size, tape_place, tape_plan
+from autokd.taping import TapePlace, cohort_size, tape_place, tape_plan
 from autokd.teacher import Teacher, evaluate
 
 DISTILL_EPOCHS = 60
@@ -117,21 +118,8 @@ def search(
         stack.callback(folder.close)
         ledger = Ledger(folder.ledger)
         stack.callback(ledger.close)
-        plan = make_plan(
-            budget,
-            chosen.epochs,
-            opened.lanes,
-            measured.epoch_seconds,
-            teacher.value,
-            measured.setting,
-            epochs,
-            [*teacher.data.notes, *counted],
-            measured.teacher_seconds,
-            taped=where is not None,
-        )
-        taped, told = tape_plan(teacher, chosen.objectives, plan.rungs[-1], where)
+        plan, taped = _planned(teacher, budget, chosen, opened, measured, epochs, where, counted)
         engine.taped = taped is not None
-        plan = replace(plan, tape=str(told), notes=(*plan.notes, *told.notes))
         settings = Settings(
             executor, measured.setting, tracking, shown_uri, ray_address, taped, cohort_size(chosen, taped)
         )
@@ -232,6 +220,33 @@ def distill(
 
 
 # ---- arguments of a new search
+
+
+def _planned(
+    teacher: Teacher,
+    budget: Budget,
+    space: Space,
+    lanes: Lanes,
+    measured: Measured,
+    epochs: int | None,
+    where: TapePlace | None,
+    notes: Sequence[str],
+) -> tuple[Plan, TapePlan | None]:
+    """What the budget buys, and what is recorded for it."""
+    plan = make_plan(
+        budget,
+        space.epochs,
+        lanes.lanes,
+        measured.epoch_seconds,
+        teacher.value,
+        measured.setting,
+        epochs,
+        [*teacher.data.notes, *notes],
+        measured.teacher_seconds,
+        taped=where is not None,
+    )
+    taped, told = tape_plan(teacher, space.objectives, plan.rungs[-1], where)
+    return replace(plan, tape=str(told), notes=(*plan.notes, *told.notes)), taped
 
 
 def _lanes_of_gpus(
