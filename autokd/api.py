@@ -1,14 +1,12 @@
 """search, resume, distill: check the arguments, open the run folder, hand over to a session of work.
 
-The path of one search: here -> session -> orchestrate (ray_tune or inline) -> director -> engine decides, core trains ->
+The path of one search: here -> new_search -> session -> orchestrate (ray_tune or inline) -> director -> engine decides, core trains ->
 delivery -> report.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import platform
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,34 +14,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.console import Console
-
-from autokd import __version__
 from autokd.arguments import check_settings, vocabulary
 from autokd.budget import Budget
 from autokd.constraints import Limits, parse_limits
 from autokd.core import checkpoint
-from autokd.core.core import Measured, TrainingCore, calibrate
-from autokd.core.device import Setting, default_device
-from autokd.core.payload import TapePlan
+from autokd.core.core import TrainingCore
+from autokd.core.device import default_device
+from autokd.core.materials import Materials, calibrate
 from autokd.core.run import load_student
 from autokd.delivery import ABOUT
 from autokd.engine.engine import Engine
 from autokd.errors import BudgetError, InputError, RecipeError, RunFolderError
 from autokd.ledger import Ledger
+from autokd.new_search import Asked, begin
 from autokd.orders import Order
 from autokd.outcome import Distilled, SearchResult, saved_teacher
-from autokd.plan import Plan, make_plan
-from autokd.progress import plan_table
 from autokd.recipe import Recipe
 from autokd.result import Result
 from autokd.run_folder import RunFolder
 from autokd.scope import CostOf, space_for
-from autokd.session import HIDDEN, Lanes, OneLane, Session, Settings, open_lanes, say, work
+from autokd.session import HIDDEN, Session, Settings, open_lanes, say, work
 from autokd.space import Space
 from autokd.students import name_of
-from autokd.taping import TapePlace, cohort_size, tape_place, tape_plan
+from autokd.taping import tape_place, tape_plan
 from autokd.teacher import Teacher, evaluate
 
 DISTILL_EPOCHS = 60
@@ -104,32 +97,14 @@ def search(
     where = tape_place(tape, tape_limit)
     engine = Engine(chosen, limits, CostOf(teacher.data), teacher.cost, lanes or 1, seed, taped=where is not None)
     engine.sampler.check_satisfiable()
-    uri, shown_uri = _checked_uri(tracking_uri) if tracking else (None, None)
+    uri, shown = _checked_uri(tracking_uri) if tracking else (None, None)
+    on = device or default_device()
+    asked = Asked(
+        teacher, budget, engine, where, on, epochs, run_dir, name, executor, lanes, ray_address, uri, shown, verbose
+    )
     _introduce(teacher, verbose)
-
     with ExitStack() as stack:
-        opened = stack.enter_context(open_lanes(executor, ray_address, lanes))
-        engine.lanes = opened.lanes
-        first = engine.sampler.first_recipe()  # tried before there is a folder: if it raises, nothing is left behind
-        measured = calibrate(teacher.data, teacher.module, first, device or default_device(), Path())
-        opened, counted = _lanes_of_gpus(opened, lanes, teacher, first, measured.setting)
-        engine.lanes = opened.lanes
-        folder = RunFolder.create(run_dir, name or teacher.data.name)
-        stack.callback(folder.close)
-        ledger = Ledger(folder.ledger)
-        stack.callback(ledger.close)
-        plan, taped = _planned(teacher, budget, chosen, opened, measured, epochs, where, counted)
-        engine.taped = taped is not None
-        settings = Settings(
-            executor, measured.setting, tracking, shown_uri, ray_address, taped, cohort_size(chosen, taped)
-        )
-        head = _head(name or folder.path.name, teacher, budget, chosen, limits, plan, settings, seed)
-        ledger.append("search", **head)
-        if teacher.can_be_saved:
-            teacher.save(folder.teacher)
-        if verbose:
-            Console().print(plan_table(head["plan"], head))
-        return work(Session(teacher, folder, ledger, engine, budget, settings, opened, uri, verbose))
+        return work(begin(asked, stack))
 
 
 def resume(
@@ -170,7 +145,16 @@ def resume(
             _deliver_what_is_left(folder, settings, uri, verbose)
             return SearchResult(folder.path)
         chosen = Space.from_dict(head["space"], vocabulary())
-        opened = stack.enter_context(open_lanes(settings.executor, settings.ray_address, lanes))
+        opened = stack.enter_context(
+            open_lanes(
+                settings.executor,
+                settings.ray_address,
+                lanes,
+                Materials(teacher.data, teacher.module),
+                settings.setting.device,
+                settings.cohort,
+            )
+        )
         limits = Limits(**head["constraints"])
         taped = settings.tape is not None
         engine = Engine(chosen, limits, CostOf(teacher.data), teacher.cost, opened.lanes, head["seed"], taped)
@@ -205,7 +189,7 @@ def distill(
     if total < 1:
         raise BudgetError(f"epochs must be at least 1, got {total}; leave it out for the default")
     with _scratch(folder) as scratch:
-        measured = calibrate(teacher.data, teacher.module, recipe, device or default_device(), scratch)
+        measured = calibrate(teacher.data, teacher.module, recipe, device or default_device())
         taped, _ = tape_plan(teacher, [term.objective for term in recipe.terms], total, tape_place(tape, tape_limit))
         core = TrainingCore(teacher.data, teacher.module, scratch, measured.setting, tape=taped)
         core.checkpoint_path("student").unlink(missing_ok=True)
@@ -222,45 +206,6 @@ def distill(
 # ---- arguments of a new search
 
 
-def _planned(
-    teacher: Teacher,
-    budget: Budget,
-    space: Space,
-    lanes: Lanes,
-    measured: Measured,
-    epochs: int | None,
-    where: TapePlace | None,
-    notes: Sequence[str],
-) -> tuple[Plan, TapePlan | None]:
-    """What the budget buys, and what is recorded for it."""
-    plan = make_plan(
-        budget,
-        space.epochs,
-        lanes.lanes,
-        measured.epoch_seconds,
-        teacher.value,
-        measured.setting,
-        epochs,
-        [*teacher.data.notes, *notes],
-        measured.teacher_seconds,
-        taped=where is not None,
-    )
-    taped, told = tape_plan(teacher, space.objectives, plan.rungs[-1], where)
-    return replace(plan, tape=str(told), notes=(*plan.notes, *told.notes)), taped
-
-
-def _lanes_of_gpus(
-    opened: Lanes, asked_for: int | None, teacher: Teacher, recipe: Recipe, setting: Setting
-) -> tuple[Lanes, list[str]]:
-    """As many lanes on each GPU as a probe finds worth having, unless they were asked for; and the finding in words."""
-    if not setting.on_gpu or asked_for is not None or isinstance(opened, OneLane):
-        return opened, []
-    core = TrainingCore(teacher.data, teacher.module, Path(), setting)
-    found = core.count_lanes(recipe)
-    core.close()
-    return opened.with_lanes(found.lanes), [f"on each GPU {found.reason}"]
-
-
 def _introduce(teacher: Teacher, verbose: bool) -> None:
     """The teacher's accuracy, measured and said first. Raises TeacherError if it knows nothing."""
     known = f"validation {teacher.task.metric} {teacher.value:.2%}, {teacher.cost.params:,} parameters"
@@ -274,43 +219,6 @@ def _checked_uri(uri: str | None) -> tuple[str, str]:
 
     checked = check(uri)
     return checked, redact(checked)
-
-
-def _head(
-    name: str,
-    teacher: Teacher,
-    budget: Budget,
-    space: Space,
-    limits: Limits,
-    plan: Plan,
-    settings: Settings,
-    seed: int,
-) -> dict[str, Any]:
-    """What the ledger says of the search as a whole."""
-    return {
-        "search_id": f"{name}-{os.urandom(4).hex()}",
-        "name": name,
-        "seed": seed,
-        "budget": budget.to_dict(),
-        "space": space.to_dict(),
-        "constraints": limits.to_dict(),
-        "rungs": list(plan.rungs),
-        "lanes": plan.lanes,
-        "executor": settings.executor,
-        "settings": settings.to_dict(),
-        "metric": teacher.task.metric,
-        "teacher": {
-            "name": teacher.name,
-            "params": teacher.cost.params,
-            "flops": teacher.cost.flops,
-            "value": teacher.value,
-            "value_loss": teacher.metrics["loss"],
-            "fingerprint": teacher.fingerprint,
-        },
-        "data": teacher.data.describe(),
-        "plan": plan.to_dict(),
-        "versions": {"autokd": __version__, "torch": torch.__version__, "python": platform.python_version()},
-    }
 
 
 # ---- arguments of a resumed search

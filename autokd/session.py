@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from rich.console import Console
 
 from autokd.budget import Budget
-from autokd.core.core import Blueprint
 from autokd.core.device import Setting
+from autokd.core.materials import Blueprint, Materials, Measured
 from autokd.core.payload import TapePlan
 from autokd.data import Data
 from autokd.delivery import deliver
@@ -24,6 +25,7 @@ from autokd.orchestrate.director import Director
 from autokd.orchestrate.inline import run_inline
 from autokd.outcome import SearchResult
 from autokd.progress import Progress, result_table
+from autokd.recipe import Recipe
 from autokd.run_folder import RunFolder
 from autokd.teacher import Teacher
 
@@ -56,22 +58,38 @@ class Settings:
 
 
 class Lanes(Protocol):
-    """What an executor runs on."""
+    """What an executor runs on: it measures before a search, then runs it."""
 
     @property
     def lanes(self) -> int: ...
 
     def with_lanes(self, on_each_gpu: int) -> Lanes: ...
 
+    def measure(self, recipe: Recipe, count_lanes: bool = False) -> Measured: ...
+
+    def run(self, director: Director, builder: Blueprint, folder: Path) -> str: ...
+
 
 @dataclass(frozen=True)
 class OneLane:
-    """What the inline executor runs on."""
+    """The inline executor: this process."""
 
+    materials: Materials
+    device: str
     lanes: int = 1
 
     def with_lanes(self, on_each_gpu: int) -> Lanes:
         return self
+
+    def measure(self, recipe: Recipe, count_lanes: bool = False) -> Measured:
+        return self.materials.measure(recipe, self.device)
+
+    def run(self, director: Director, builder: Blueprint, folder: Path) -> str:
+        core = replace(builder, cohort=1).build(self.materials)
+        try:
+            return run_inline(director, core)
+        finally:
+            core.close()
 
 
 @dataclass(frozen=True)
@@ -88,17 +106,22 @@ class Session:
 
 
 @contextmanager
-def open_lanes(executor: str, address: str | None, lanes: int | None) -> Iterator[Lanes]:
-    """Lanes to work on. Raises ClusterError, before anything is trained, if there are none."""
+def open_lanes(
+    executor: str, address: str | None, lanes: int | None, materials: Materials, device: str, cohort: int = 1
+) -> Iterator[Lanes]:
+    """Lanes that are starting to load what they need. Raises ClusterError, before anything is trained, if there are none."""
     if executor == "inline":
         if address is not None:
             raise InputError("the inline executor has no cluster: leave out ray_address, or use executor='ray'")
-        yield OneLane()
+        yield OneLane(materials, device)
         return
     from autokd.orchestrate.cluster import connect
+    from autokd.orchestrate.cores import started
 
-    with connect(address, lanes) as cluster:
-        yield cluster
+    with connect(address, lanes) as cluster, started(cluster, materials, device, cohort) as cores:
+        from autokd.orchestrate.ray_tune import RayLanes  # only now: Ray Tune takes as long to load as the cores torch
+
+        yield RayLanes(cluster, cores)
 
 
 def work(session: Session) -> SearchResult:
@@ -152,29 +175,15 @@ def _search(session: Session, tracker: Tracker | None) -> str:
 
 
 def _execute(session: Session, director: Director) -> str:
-    teacher, folder = session.teacher, session.folder
-    settings = session.settings
+    settings, lanes = session.settings, session.lanes
     blueprint = Blueprint(
-        teacher.data,
-        teacher.module,
-        str(folder.checkpoints),
+        str(session.folder.checkpoints),
         settings.setting,
-        tape=settings.tape,
-        cohort=settings.cohort if settings.executor == "ray" else 1,
-        lanes=session.lanes.lanes if settings.setting.on_gpu else 1,
+        settings.tape,
+        settings.cohort,
+        lanes.lanes if settings.setting.on_gpu else 1,
     )
-    if session.settings.executor == "inline":
-        core = blueprint.build()
-        try:
-            return run_inline(director, core)
-        finally:
-            core.close()
-    from autokd.orchestrate.cluster import Cluster
-    from autokd.orchestrate.ray_tune import run_ray
-
-    if not isinstance(session.lanes, Cluster):
-        raise TypeError(f"the ray executor needs a Cluster, got {type(session.lanes).__name__}")
-    return run_ray(director, blueprint, session.lanes, folder.path, blueprint.cohort)
+    return lanes.run(director, blueprint, session.folder.path)
 
 
 @contextmanager

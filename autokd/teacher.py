@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from autokd.constraints import Cost
 from autokd.core import checkpoint
-from autokd.core.core import TrainingCore, calibrate
+from autokd.core.core import TrainingCore
 from autokd.core.data import to_float
 from autokd.core.device import Setting, cpu_count, default_device
 from autokd.core.loop import train_epoch
+from autokd.core.materials import calibrate
 from autokd.core.run import Run, load_student
 from autokd.data import Data, Split
 from autokd.errors import CheckpointError, TeacherError, TrialFailure, nearest
@@ -309,7 +310,7 @@ def _fit(
 
 def _calibrated(data: Data, recipe: Recipe, epochs: int) -> Setting:
     """As for a student, but on all cores where they help: on a busy machine they wait for each other."""
-    measured = calibrate(data, None, recipe, default_device(), Path())
+    measured = calibrate(data, None, recipe, default_device())
     one, seconds = measured.setting, measured.epoch_seconds
     many = replace(one, threads=cpu_count())
     if many == one or epochs * seconds < SHORT:

@@ -34,6 +34,7 @@ FLOORS = [
     ["delivery", "taping", "scope"],
     ["outcome"],
     ["session"],
+    ["new_search"],
     ["api", "doctor", "cli_input", "cli_tape"],
     ["cli"],
 ]

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from autokd.core import checkpoint
-from autokd.core.calibration import CHOICE, Calibrator, timed_steps
+from autokd.core.calibration import CHOICE, FOLDER, Calibrator, timed_steps
 from autokd.core.data import Resident, Rows, steps, to_float
-from autokd.core.device import Setting, candidates, fastest, keep_freed_memory, time_of
-from autokd.core.gathering import Gathering
+from autokd.core.device import Setting, keep_freed_memory, time_of
 from autokd.core.lanes import (
     FIRST_STEPS,
     LaneCount,
@@ -35,36 +34,14 @@ from autokd.core.streamed import Streamed
 from autokd.core.teaching import Teaching
 from autokd.data import Data
 from autokd.errors import CheckpointError, InputError, TrialFailure
-from autokd.orders import Core, Order, Report
-from autokd.protocols import Batch, Outputs, StudentFamily, TeacherSignal
+from autokd.orders import Order, Report
+from autokd.protocols import Batch, Outputs, TeacherSignal
 from autokd.recipe import Recipe
-from autokd.students import GIVEN
 from autokd.tasks import TASKS
 
 SETTLED = 3  # epochs after which a student at chance has failed; before, it is merely last in its rung
-CALIBRATION_ROWS, CALIBRATION_REPEATS = 64, 3  # of the teacher
-CALIBRATION_STEPS = 8  # of the first student
+CALIBRATION_STEPS = 8  # of a first student
 MOST_LANES, LANE_STEPS = 16, 50  # of one GPU, and steps of each while they are counted
-
-
-@dataclass(frozen=True)
-class Blueprint:
-    """Everything a core is made from. Crosses processes once per lane; `build` opens the core there."""
-
-    data: Data
-    teacher: nn.Module | None
-    folder: str
-    setting: Setting
-    task: str = "classification"
-    given: Mapping[str, StudentFamily] = field(default_factory=lambda: dict(GIVEN))  # families that are objects
-    tape: TapePlan | None = None
-    cohort: int = 1  # trials that may share a live teacher
-    lanes: int = 1  # of this core
-
-    def build(self) -> Core:
-        GIVEN.update(self.given)
-        core = TrainingCore(self.data, self.teacher, self.folder, self.setting, self.task, self.tape, calibrated=True)
-        return Gathering(core, self.cohort, self.lanes) if self.cohort > 1 else core
 
 
 @dataclass
@@ -108,7 +85,7 @@ class TrainingCore:
         if teacher is not None:
             with setting.on_its_threads():
                 self.teaching = Teaching(LiveTeacher(teacher, self.example, setting), self.rows, tape)
-        measured = Calibrator(setting, self.step_seconds, self.folder / "calibration")
+        measured = Calibrator(setting, self.step_seconds, self.folder / FOLDER)
         self._calibrator = measured if calibrated else None
         self._told: set[str] = set()  # notes that a report has carried
 
@@ -151,20 +128,30 @@ class TrainingCore:
 
     def seconds_per_epoch(self, recipe: Recipe, seed: int) -> float:
         """Of training on a tape, from some steps, and one validation. Raises InputError if it cannot be trained."""
+        with self.trying(recipe):
+            each = median(self.step_seconds(recipe, self.setting, CALIBRATION_STEPS, seed))
+            return self.epoch_of(recipe, self.setting, each)
+
+    def epoch_of(self, recipe: Recipe, setting: Setting, step: float) -> float:
+        """Seconds of an epoch whose steps take `step` each, with one validation, which is measured."""
+        run = self.new(recipe, 0, setting)
+        validation = time_of(lambda: validate(run, self.rows, self.task), repeats=1)
+        run.close()
+        return step * steps(len(self.rows), recipe.optim.batch) + validation
+
+    @contextmanager
+    def trying(self, recipe: Recipe) -> Iterator[None]:
+        """A first student, tried before a search begins. Raises InputError for whatever a user's own model or loss raises."""
         try:
             with self.setting.on_its_threads():
-                each = median(self.step_seconds(recipe, self.setting, CALIBRATION_STEPS, seed))
-                run = self.new(recipe, seed, self.setting)
-                validation = time_of(lambda: validate(run, self.rows, self.task), repeats=1)
+                yield
         except InputError:
             raise
-        except Exception as error:  # whatever a user's own model or loss raises, here before a search begins
+        except Exception as error:
             told = f"{type(error).__name__}: {error}".splitlines()[0]
             raise InputError(
                 f"the first student, '{recipe.student.family}', cannot be trained on {self.rows.data.name}: {told}; mend or leave it out"
             ) from error
-        run.close()
-        return each * steps(len(self.rows), recipe.optim.batch) + validation
 
     def step_seconds(self, recipe: Recipe, setting: Setting, most: int, seed: int = 0) -> list[float]:
         """Of each of `most` steps but the first, of a student trained from scratch on a tape, its batches included."""
@@ -326,42 +313,3 @@ class TrainingCore:
         new = tuple(note for note in said if note not in self._told)
         self._told.update(new)
         return new
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What this machine makes of a search's data, teacher and first recipe."""
-
-    setting: Setting
-    epoch_seconds: float  # of the first recipe, on a tape
-    teacher_seconds: float  # of the teacher over all training rows, once
-
-
-def calibrate(data: Data, teacher: nn.Module | None, recipe: Recipe, device: str, folder: Path) -> Measured:
-    """The setting in which this machine is fastest, measured on `recipe`, and what it costs."""
-    setting, passes = Setting(device), {"fp32": 0.0}
-    if teacher is not None:
-        passes = {
-            name: _teacher_seconds(data, teacher, replace(setting, teacher_precision=name))
-            for name in candidates(device)
-        }
-        setting = replace(setting, teacher_precision=fastest(passes))
-    epochs = {}
-    for name in candidates(device):
-        core = TrainingCore(data, teacher, folder, replace(setting, precision=name))
-        epochs[name] = core.seconds_per_epoch(recipe, seed=0)
-        core.close()
-    chosen = fastest(epochs)
-    taught = passes[setting.teacher_precision] * len(data.train.y) / CALIBRATION_ROWS
-    return Measured(replace(setting, precision=chosen), epochs[chosen], taught)
-
-
-def _teacher_seconds(data: Data, teacher: nn.Module, setting: Setting) -> float:
-    """Of one forward pass over a batch, on the threads of a lane."""
-    index = np.arange(CALIBRATION_ROWS) % len(data.train.y)
-    rows = to_float(torch.as_tensor(data.train.x[index])).to(setting.device)
-    live = LiveTeacher(teacher, rows[:2], setting)
-    with setting.on_its_threads():
-        seconds = time_of(lambda: live.outputs(rows), CALIBRATION_REPEATS)
-    live.close()
-    return seconds

@@ -14,19 +14,15 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Lock
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 from ray import tune
-from ray.exceptions import RayActorError, RayTaskError
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
@@ -34,111 +30,83 @@ from ray.tune.search import Searcher
 from autokd.engine.engine import Finish, Wait
 from autokd.errors import AutokdError, ClusterError, TrialFailure
 from autokd.orchestrate.cluster import Cluster
+from autokd.orchestrate.cores import WAITING_CPU, Builder, Cores, advance
 from autokd.orchestrate.director import MOST_RETRIES, Director
-from autokd.orders import Core, Order, Report
+from autokd.orders import Order
+from autokd.recipe import Recipe
 
-WAITING_CPU = 0.01  # CPUs a Tune trial takes while its core works
 VALUE = "value"  # the metric shown to Tune
-CORE_RESTART_SECONDS = 120.0  # how long a dead core may take to come back
 
 
-class Builder(Protocol):
-    """Makes a core in the process that is to run it; crosses processes."""
+@dataclass(frozen=True)
+class RayLanes:
+    """A cluster, and on it the cores in which its lanes train."""
 
-    def build(self) -> Core: ...
+    cluster: Cluster
+    cores: Cores
 
+    @property
+    def lanes(self) -> int:
+        return self.cluster.lanes
 
-def run_ray(director: Director, builder: Builder, cluster: Cluster, folder: Path, cohort: int = 1) -> str:
-    """Run a search to its end on the cluster's lanes, `cohort` trials on each. Returns the reason it finished."""
-    cores = _Cores(builder, cluster, folder, cohort)
-    searcher = EngineSearcher(director, cores)
-    scheduler = EngineScheduler(searcher)
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(cluster.lanes * cohort)
-    with tempfile.TemporaryDirectory(prefix="autokd-tune-", dir=None if cluster.ours else folder) as scratch:
-        tuner = tune.Tuner(
-            tune.with_resources(
-                tune.with_parameters(LaneTrainable, cores=(cores.handles, cores.builder)), {"CPU": WAITING_CPU}
-            ),
-            tune_config=tune.TuneConfig(
-                search_alg=searcher, scheduler=scheduler, num_samples=-1, reuse_actors=True, metric=VALUE, mode="max"
-            ),
-            run_config=tune.RunConfig(
-                storage_path=scratch,  # of Tune's own notes, which nobody reads; every node must see it
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=MOST_RETRIES),
-                callbacks=[_Workers(searcher)],
-                progress_reporter=_Silent(),
-            ),
-        )
-        try:
-            with _hushed():
-                tuner.fit()
-        finally:
-            cores.close()
-    if searcher.failure is not None:
-        raise searcher.failure
-    if searcher.finish is None:
-        raise ClusterError(
-            "Ray Tune ended before the search did; the ledger is kept: continue with autokd.resume(run_dir)"
-        )
-    return searcher.finish.reason
+    def with_lanes(self, on_each_gpu: int) -> RayLanes:
+        return replace(self, cluster=self.cluster.with_lanes(on_each_gpu))
 
+    def measure(self, recipe: Recipe, count_lanes: bool = False) -> Any:
+        """What the search is to be planned with. Raises InputError, ClusterError."""
+        return self.cores.measure(recipe, count_lanes)
 
-# ---- the lanes' cores
-
-
-class _CoreActor:
-    """A training core in a process of its own, opened with the first order and again after a restart."""
-
-    def __init__(self, folder: str, path: list[str]) -> None:
-        """`path` is the driver's sys.path: Ray hands on its script's folder only, and not what was added later."""
-        sys.path.extend(each for each in path if each not in sys.path)
-        self._core: Core | None = None
-        self._opening = Lock()  # several trials may be at work on one core
-        if not Path(folder).is_dir():
-            raise ClusterError(f"every node must see the run folder, {folder}; use a run_dir on shared storage")
-
-    def advance(self, builder: list[Any], order: Order) -> Report:
-        with self._opening:
-            if self._core is None:
-                made: Builder = ray.get(builder[0])
-                self._core = made.build()
-        return self._core.advance(order)
-
-    def ready(self) -> int:
-        return os.getpid()
+    def run(self, director: Director, builder: Builder, folder: Path) -> str:
+        """Run a search to its end, with `builder.cohort` trials on each lane. Returns the reason it finished."""
+        places = _Places(self.cores.places(self.lanes, builder.cohort))
+        searcher = EngineSearcher(director, places)
+        trial = tune.with_parameters(
+            LaneTrainable, places=(places.actors, [ray.put(builder)], str(folder))
+        )  # the reference in a list: handed on as such
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(len(places.actors))
+        with tempfile.TemporaryDirectory(prefix="autokd-tune-", dir=None if self.cluster.ours else folder) as scratch:
+            tuner = tune.Tuner(
+                tune.with_resources(trial, {"CPU": WAITING_CPU}),
+                tune_config=tune.TuneConfig(
+                    search_alg=searcher,
+                    scheduler=EngineScheduler(searcher),
+                    num_samples=-1,
+                    reuse_actors=True,
+                    metric=VALUE,
+                    mode="max",
+                ),
+                run_config=tune.RunConfig(
+                    storage_path=scratch,  # of Tune's own notes, which nobody reads; every node must see it
+                    verbose=0,
+                    failure_config=tune.FailureConfig(max_failures=MOST_RETRIES),
+                    callbacks=[_Workers(searcher)],
+                    progress_reporter=_Silent(),
+                ),
+            )
+            try:
+                with _hushed():
+                    tuner.fit()
+            finally:
+                self.cores.close()
+        return searcher.reason()
 
 
-class _Cores:
-    """One core actor per lane on CPUs, one per GPU with all lanes of that GPU; restarted by Ray when they die."""
+# ---- the lanes
 
-    def __init__(self, builder: Builder, cluster: Cluster, folder: Path, cohort: int = 1) -> None:
-        self.builder = [ray.put(builder)]  # in a list: handed on as a reference, fetched by the core once
-        count, places = cluster.gpus or cluster.lanes, cluster.lanes * cohort
-        each = -(-places // count)
-        remote = ray.remote(_CoreActor).options(
-            num_cpus=0 if cluster.gpus else 1 - WAITING_CPU * each,
-            num_gpus=1 if cluster.gpus else 0,
-            max_restarts=-1,
-            max_concurrency=each,
-            scheduling_strategy="SPREAD",
-        )
-        path = [each or os.getcwd() for each in sys.path]
-        actors: list[Any] = [remote.remote(str(folder), path) for _ in range(count)]
-        self.handles = [actors[place % count] for place in range(places)]
-        self.free = list(range(places))
-        self._actors = actors
 
-    def close(self) -> None:
-        for actor in self._actors:
-            ray.kill(actor)
+class _Places:
+    """Where trials train: an actor for each, and which of them are free."""
+
+    def __init__(self, actors: list[Any]) -> None:
+        self.actors = actors
+        self.free = list(range(len(actors)))
 
 
 class LaneTrainable(tune.Trainable):
     """A Tune trial: hands its order to the core of its lane and waits. One step is one rung. Imports no torch."""
 
-    def setup(self, config: dict[str, Any], cores: tuple[list[Any], list[Any]] = ([], [])) -> None:
-        self._cores, self._builder = cores
+    def setup(self, config: dict[str, Any], places: tuple[list[Any], list[Any], str] = ([], [], "")) -> None:
+        self._actors, self._builder, self._folder = places
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         return True
@@ -146,7 +114,7 @@ class LaneTrainable(tune.Trainable):
     def step(self) -> dict[str, Any]:
         order: Order = self.config["order"]
         try:
-            report = _advance(self._cores[self.config["lane"]], self._builder, order)
+            report = advance(self._actors[self.config["lane"]], self._builder, self._folder, order)
         except TrialFailure as failure:
             return {"failure": failure, VALUE: 0.0}
         return {"report": report, VALUE: report.value}
@@ -156,40 +124,6 @@ class LaneTrainable(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
         """Nothing to load: the core goes on from its own checkpoint."""
-
-
-def _advance(core: Any, builder: list[Any], order: Order) -> Report:
-    """The core's answer; if the core dies, what its successor answers. Raises TrialFailure."""
-    for attempt in range(MOST_RETRIES + 1):
-        try:
-            report: Report = ray.get(core.advance.remote(builder, order))
-            return replace(report, retries=report.retries + attempt)
-        except RayTaskError as error:
-            raise _cause(error) from None
-        except RayActorError:
-            _wait_for_restart(core)
-    raise TrialFailure("worker", f"the core of this lane died {MOST_RETRIES + 1} times while training this trial")
-
-
-def _wait_for_restart(core: Any) -> None:
-    """Until Ray has brought the core back. Raises RayActorError if it does not come back in time."""
-    begun = time.monotonic()
-    while True:
-        try:
-            ray.get(core.ready.remote())
-            return
-        except RayActorError:
-            if time.monotonic() - begun > CORE_RESTART_SECONDS:
-                raise
-            time.sleep(0.2)
-
-
-def _cause(error: RayTaskError) -> Exception:
-    """What the core raised, as it raised it."""
-    cause = error.cause if isinstance(error.cause, Exception) else error
-    if isinstance(cause, AutokdError):
-        return cause if isinstance(cause, TrialFailure) else type(cause)(str(cause))
-    return TrialFailure("exception", str(cause).splitlines()[0])
 
 
 # ---- adapters over the engine
@@ -205,9 +139,9 @@ class _NotForPickle:
 class EngineSearcher(_NotForPickle, Searcher):
     """New trials for Tune, asked from the director one at a time and only while a lane is free."""
 
-    def __init__(self, director: Director, cores: _Cores) -> None:
+    def __init__(self, director: Director, places: _Places) -> None:
         super().__init__(metric=VALUE, mode="max")
-        self.director, self.cores = director, cores
+        self.director, self.places = director, places
         self.finish: Finish | None = None
         self.failure: AutokdError | None = None  # ends the search
         self.tune_trials: dict[str, TuneTrial] = {}  # by autokd's trial name: those Tune holds paused
@@ -215,13 +149,13 @@ class EngineSearcher(_NotForPickle, Searcher):
         self.lanes: dict[str, int] = {}  # autokd trial -> its lane
 
     def suggest(self, trial_id: str) -> Any:
-        while self.cores.free and not self.over:
+        while self.places.free and not self.over:
             decision = self._ask()
             if isinstance(decision, Finish):
                 self.finish = decision
             if isinstance(decision, Wait | Finish):
                 break
-            lane = self.cores.free.pop(0)
+            lane = self.places.free.pop(0)
             self.lanes[decision.trial] = lane
             config = {"order": decision, "lane": lane}
             paused = self.tune_trials.pop(decision.trial, None)
@@ -239,7 +173,17 @@ class EngineSearcher(_NotForPickle, Searcher):
         """The lane of this trial is free again."""
         lane = self.lanes.pop(name, None)
         if lane is not None:
-            self.cores.free.append(lane)
+            self.places.free.append(lane)
+
+    def reason(self) -> str:
+        """Why the search finished. Raises what ended it otherwise."""
+        if self.failure is not None:
+            raise self.failure
+        if self.finish is None:
+            raise ClusterError(
+                "Ray Tune ended before the search did; the ledger is kept: continue with autokd.resume(run_dir)"
+            )
+        return self.finish.reason
 
     def _ask(self) -> Order | Wait | Finish:
         try:
