@@ -19,7 +19,7 @@ from autokd.core.materials import Materials, Measured
 from autokd.core.payload import TapePlan
 from autokd.engine.engine import Engine
 from autokd.ledger import Ledger
-from autokd.plan import Plan, make_plan
+from autokd.plan import Plan, make_plan, typical_cost
 from autokd.progress import plan_table
 from autokd.run_folder import RunFolder
 from autokd.session import Lanes, Session, Settings, open_lanes
@@ -55,6 +55,7 @@ def begin(asked: Asked, stack: ExitStack) -> Session:
     lanes = stack.enter_context(
         open_lanes(asked.executor, asked.ray_address, asked.lanes, materials, asked.device, _expected_cohort(asked))
     )
+    typical = typical_cost(engine.sampler, teacher.cost, asked.tape is not None)  # while the lanes load
     measured = lanes.measure(first, count_lanes=asked.lanes is None)
     if measured.lanes is not None:
         lanes = lanes.with_lanes(measured.lanes.lanes)
@@ -63,7 +64,7 @@ def begin(asked: Asked, stack: ExitStack) -> Session:
     stack.callback(folder.close)
     ledger = Ledger(folder.ledger)
     stack.callback(ledger.close)
-    plan, taped = _planned(asked, lanes, measured)
+    plan, taped = _planned(asked, lanes, measured, typical)
     hand_on(
         folder.checkpoints / FOLDER,
         measured.setting,
@@ -97,7 +98,7 @@ def _expected_cohort(asked: Asked) -> int:
     return cohort_size(space, taped)
 
 
-def _planned(asked: Asked, lanes: Lanes, measured: Measured) -> tuple[Plan, TapePlan | None]:
+def _planned(asked: Asked, lanes: Lanes, measured: Measured, typical: float) -> tuple[Plan, TapePlan | None]:
     """What the budget buys, and what is recorded for it."""
     teacher, space = asked.teacher, asked.engine.sampler.space
     counted = [] if measured.lanes is None else [f"on each GPU {measured.lanes.reason}"]
@@ -112,6 +113,7 @@ def _planned(asked: Asked, lanes: Lanes, measured: Measured) -> tuple[Plan, Tape
         [*teacher.data.notes, *measured.notes, *counted],
         measured.teacher_seconds,
         taped=asked.tape is not None,
+        typical=typical,
     )
     taped, told = tape_plan(teacher, space.objectives, plan.rungs[-1], asked.tape)
     return replace(plan, tape=str(told), notes=(*plan.notes, *told.notes)), taped

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from statistics import mean
 from typing import Any
 
 from autokd.budget import Budget
+from autokd.constraints import Cost
 from autokd.core.device import Setting
-from autokd.engine.controls import SEEDS
-from autokd.engine.cost import makespan
-from autokd.engine.engine import FINAL_SHARE
+from autokd.engine.controls import ROLES, SEEDS
+from autokd.engine.cost import makespan, relative_cost
+from autokd.engine.engine import FINAL_LEAST, FINAL_MOST, FINAL_SHARE, SAFETY
 from autokd.engine.rungs import ETA, rungs_for
+from autokd.engine.sampler import Sampler
 
 SHORTEST = 3  # epochs of a full training
 LONGEST_SHARE = 0.08  # of a time budget for one full training: recipes may cost five times the one that is measured
+
+SAMPLE = 24  # recipes of which the typical cost is taken
+CROWDED = 1.25  # what lanes on all cores cost each other: the one epoch is measured alone
+VISIT_SECONDS = 0.3  # from a lane's report to its next trial's first step
+START_SECONDS = 4.0  # from the plan to the first step
 
 
 @dataclass(frozen=True)
@@ -49,10 +57,12 @@ def make_plan(
     notes: Iterable[str] = (),
     teacher_seconds: float = 0.0,
     taped: bool = True,
+    typical: float = 1.0,
 ) -> Plan:
     """`longest` is the space's full training; a time or epoch budget may buy less. `epochs` overrides both.
 
     `epoch_seconds` are of a student alone, `teacher_seconds` of the teacher over all rows: once per seed if `taped`, else always.
+    `typical` is what the space's recipes cost in the mean, relative to the one that was measured.
     """
     finals = final_trainings(teacher_seconds / epoch_seconds, taped)
     full = epochs or min(longest, _affordable(budget, lanes, epoch_seconds, finals))
@@ -71,7 +81,7 @@ def make_plan(
         full_training_seconds=full * each,
         rungs=rungs,
         lanes=lanes,
-        expected_trials=_expected(budget, rungs, lanes, each, recording),
+        expected_trials=_expected(budget, rungs, lanes, Expense(each * typical, final * typical, recording)),
         recording_seconds=recording,
         search_seconds=seconds,
         final_seconds=final,
@@ -98,13 +108,38 @@ def _affordable(budget: Budget, lanes: int, epoch_seconds: float, finals: tuple[
     return 10**9
 
 
-def _expected(budget: Budget, rungs: tuple[int, ...], lanes: int, epoch_seconds: float, recording: float) -> int:
-    """Trials started, if one in ETA is promoted at every rung and each costs what the default recipe costs."""
+def typical_cost(sampler: Sampler, teacher: Cost, taped: bool) -> float:
+    """What a search's recipes cost in the mean, relative to the first of them.
+
+    Half by FLOPs and half by the number of steps: small students spend as long on launching kernels as in them.
+    """
+    sample = sampler.sample(SAMPLE)
+    flops = [relative_cost(each.recipe, each.cost, teacher, taped) for each in sample]
+    launches = [(1 + each.recipe.peers.count) / each.recipe.optim.batch for each in sample]
+    return mean((own / flops[0] + launch / launches[0]) / 2 for own, launch in zip(flops, launches, strict=True))
+
+
+@dataclass(frozen=True)
+class Expense:
+    """Expected seconds: of an epoch of a trial, of all finals, of recording."""
+
+    epoch: float
+    finals: float
+    recording: float
+
+
+def _expected(budget: Budget, rungs: tuple[int, ...], lanes: int, expense: Expense) -> int:
+    """Trials started, if one in ETA is promoted at every rung and what the finals need is kept back."""
     if budget.kind == "trials":
         return int(budget.amount)
     steps = [high - low for low, high in zip((0, *rungs[:-1]), rungs, strict=True)]
-    each = sum(step / ETA**index for index, step in enumerate(steps))
-    epochs = budget.amount * (1 - FINAL_SHARE)
-    if budget.kind == "seconds":
-        epochs = (epochs * lanes - recording) / epoch_seconds
-    return max(1, int(epochs / each))
+    epochs = sum(step / ETA**index for index, step in enumerate(steps))  # of each trial begun
+    if budget.kind == "epochs":
+        needed = min(SEEDS * len(ROLES) * rungs[-1], FINAL_MOST * budget.amount)
+        return max(1, int((budget.amount - needed) / epochs))
+    visits = sum(1 / ETA**index for index in range(len(rungs)))
+    crowded = CROWDED if lanes > 1 else 1.0
+    each = epochs * crowded * expense.epoch + visits * VISIT_SECONDS
+    kept = SAFETY * crowded * expense.finals
+    search = budget.amount - min(max(kept, FINAL_LEAST * budget.amount), FINAL_MOST * budget.amount) - START_SECONDS
+    return max(1, int((search * lanes - expense.recording) / each))

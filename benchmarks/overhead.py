@@ -22,11 +22,10 @@ from autokd.constraints import Cost, Limits
 from autokd.data import Data
 from autokd.engine.engine import Engine
 from autokd.ledger import Ledger
-from autokd.orchestrate.cluster import connect
 from autokd.orchestrate.director import Director
-from autokd.orchestrate.ray_tune import run_ray
 from autokd.orders import Core, Order, Report
 from autokd.scope import CostOf
+from autokd.session import Lanes, open_lanes
 from autokd.space import Space
 
 RUNGS = [2, 6, 18]
@@ -50,9 +49,14 @@ class NoOpCore:
 
 @dataclass(frozen=True)
 class NoOp:
-    """Builds the core in its actor."""
+    """Builds the core in its actor, of nothing."""
 
-    def build(self) -> Core:
+    cohort: int = 1
+
+    def warm_up(self, device: str) -> None:
+        """Nothing to load."""
+
+    def build(self, materials: NoOp) -> Core:
         return NoOpCore()
 
 
@@ -61,14 +65,17 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--lanes", type=int, default=2)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch, connect(None, arguments.lanes) as cluster:
-        measure(Path(scratch), arguments.trials, cluster)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        open_lanes("ray", None, arguments.lanes, NoOp(), "cpu") as lanes,  # type: ignore[arg-type]
+    ):
+        measure(Path(scratch), arguments.trials, lanes)
 
 
-def measure(folder: Path, trials: int, cluster: object) -> None:
+def measure(folder: Path, trials: int, lanes: Lanes) -> None:
     space = Space.load("digits", vocabulary())
     teacher = Cost(700_000, 13_000_000)
-    engine = Engine(space, Limits(params=70_000), CostOf(Data.load("digits")), teacher, cluster.lanes, seed=0)
+    engine = Engine(space, Limits(params=70_000), CostOf(Data.load("digits")), teacher, lanes.lanes, seed=0)
     engine.sampler.check_satisfiable()  # as a search does before it begins
     ledger = Ledger(folder / "ledger.jsonl")
     budget = Budget("trials", trials).to_dict()
@@ -78,14 +85,14 @@ def measure(folder: Path, trials: int, cluster: object) -> None:
     director.next = deciding  # type: ignore[method-assign]
     ledger.append("session", budget=budget)
     before, begun = memory(), time.perf_counter()
-    reason = run_ray(director, NoOp(), cluster, folder)
+    reason = lanes.run(director, NoOp(), folder)  # type: ignore[arg-type]
     wall, after = time.perf_counter() - begun, memory()
     history = director.history
     started = len(history.trials)
     pauses = sum(len(trial.values) - 1 for trial in history.trials.values())
     first = min(trial.started for trial in history.trials.values())
     times = [event["elapsed"] for event in ledger.events if event["event"] == "rung"]
-    print(f"{started} trials, {started + pauses} visits to a rung, {cluster.lanes} lanes, finished: {reason}")
+    print(f"{started} trials, {started + pauses} visits to a rung, {lanes.lanes} lanes, finished: {reason}")
     print(f"wall                {wall:8.1f} s from Tuner to the end, actor start included")
     print(f"per trial           {1000 * wall / started:8.1f} ms, actor start included")
     print(f"per trial, steady   {1000 * (times[-1] - times[0]) / started:8.1f} ms, first report to last")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -13,23 +14,35 @@ WIDTH = 110
 
 
 def page() -> str:
-    """The whole page: the group's help, then one section for each command."""
-    names = cli.list_commands(click.Context(cli))
+    """The whole page: the group's help, then one section for each command and each command of a command."""
     parts = [
         "# Command line",
         "Written by `python -m docs.make_cli`; a test compares it with the commands.",
-        _block(cli),
+        _block(_context(cli, "autokd")),
+        *_sections(_context(cli, "autokd")),
     ]
-    for name in names:
-        parts += [f"## `autokd {name}`", _block(cli.commands[name], name)]
     return "\n\n".join(parts) + "\n"
 
 
-def _block(command: click.Command, name: str = "") -> str:
-    group = click.Context(cli, info_name="autokd", **cli.context_settings)
-    context = click.Context(command, info_name=name, parent=group) if name else group
-    context.terminal_width = WIDTH
-    lines = [line.rstrip() for line in command.get_help(context).splitlines()]
+def _sections(parent: click.Context) -> Iterator[str]:
+    """A heading and the help of every command below this one, depth first."""
+    if not isinstance(parent.command, click.Group):
+        return
+    for name in parent.command.list_commands(parent):
+        context = _context(parent.command.commands[name], name, parent)
+        yield f"## `{context.command_path}`"
+        yield _block(context)
+        yield from _sections(context)
+
+
+def _context(command: click.Command, name: str, parent: click.Context | None = None) -> click.Context:
+    return click.Context(
+        command, parent, name, terminal_width=WIDTH, **(command.context_settings if not parent else {})
+    )
+
+
+def _block(context: click.Context) -> str:
+    lines = [line.rstrip() for line in context.command.get_help(context).splitlines()]
     return "\n".join(["```", *lines, "```"])
 
 

@@ -1,8 +1,8 @@
 """What lies in a tape's folder: names, locks, a listing, verifying, clearing. Only files that a tape has named are ever touched.
 
-<folder>/<source>/<policy>-v<view>-e<epoch>.<fields joined by +>.safetensors   segments
-<folder>/<source>/source.json                                                   what the source is, for people
-<folder>/locks/                                                                 locks of what is being recorded
+<folder>/<source>/<policy>-v<view>-e<epoch>.<fields>.safetensors   segments; fields as in logits+stages.0-11
+<folder>/<source>/source.json                                      what the source is, for people
+<folder>/locks/                                                    locks of what is being recorded
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +31,9 @@ LARGEST, SHARE = 20 * UNITS["GB"], 10  # a default limit is at most so much, and
 PAUSE = 60  # seconds a file without a writer is left alone: it may be about to get its name
 SOURCE = re.compile(r"[0-9a-f]{8,64}")
 POLICY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=-]*")
-SEGMENT = re.compile(rf"({POLICY.pattern})-v([0-9]+)-e([0-9]{{5,}})\.([A-Za-z0-9_.+]+)\.safetensors")
+SEGMENT = re.compile(rf"({POLICY.pattern})-v([0-9]+)-e([0-9]{{5,}})\.([A-Za-z0-9_.+-]+)\.safetensors")
+NUMBERED = re.compile(r"(.*\.)(0|[1-9][0-9]{0,3})")  # one field of several, as teachers have for their stages
+RANGE = re.compile(r"(.*\.)([0-9]{1,4})-([0-9]{1,4})")
 WRITTEN = re.compile(rf"\.({SEGMENT.pattern}|source\.json)\.[0-9]+-[0-9]+{re.escape(TEMPORARY)}")
 LOCK = re.compile(rf"({SOURCE.pattern}\.{POLICY.pattern}|room)\.lock")
 
@@ -81,7 +84,30 @@ def path_of(folder: Path, place: Place, fields: frozenset[str]) -> Path:
     wrong = [name for name in fields if not FIELD_NAME.fullmatch(name)]
     if wrong or not fields:
         raise ValueError(f"fields {sorted(fields)} cannot be a file name: {FIELD_NAME.pattern}")
-    return folder / place.source / f"{stem}.{'+'.join(sorted(fields))}.safetensors"
+    return folder / place.source / f"{stem}.{joined(fields)}.safetensors"
+
+
+def joined(fields: frozenset[str]) -> str:
+    """Names of fields as part of a file's name, whose length does not grow with the number of stages.
+
+    >>> joined(frozenset({"logits", "stages.0", "stages.1", "stages.2"}))
+    'logits+stages.0-2'
+    """
+    words = sorted(name for name in fields if not NUMBERED.fullmatch(name))
+    numbered = sorted((found[1], int(found[2])) for found in map(NUMBERED.fullmatch, fields) if found)
+    for _, run in groupby(enumerate(numbered), key=lambda item: (item[1][0], item[1][1] - item[0])):
+        (_, (stem, first)), *others = run
+        words.append(f"{stem}{first}" + (f"-{others[-1][1][1]}" if others else ""))
+    return "+".join(sorted(words))
+
+
+def split(text: str) -> frozenset[str]:
+    """The inverse of `joined`."""
+    fields: set[str] = set()
+    for word in text.split("+"):
+        run = RANGE.fullmatch(word)
+        fields |= {word} if run is None else {f"{run[1]}{n}" for n in range(int(run[2]), int(run[3]) + 1)}
+    return frozenset(fields)
 
 
 def entries(folder: Path, source: str | None = None) -> list[Entry]:
@@ -290,7 +316,7 @@ def _entry(item: os.DirEntry[str]) -> Entry | None:
     except FileNotFoundError:
         return None
     place = Place(path.parent.name, named[1], int(named[2]), int(named[3]))
-    return Entry(path, place, frozenset(named[4].split("+")), about.st_size, about.st_mtime)
+    return Entry(path, place, split(named[4]), about.st_size, about.st_mtime)
 
 
 def _summary(folder: Path, source: str, members: list[Entry]) -> Summary:

@@ -151,11 +151,28 @@ class Tape:
         known = self.find(place, frozenset(fields))
         if known is not None or self.closed is not None:
             return known
-        try:
-            return self._record(place, rows, fields, meta, blocks)
-        except _Lost as lost:
-            self._give_up(lost.error)
+        path, entry = path_of(self.folder, place, frozenset(fields)), None
+        with self._giving_up(), ExitStack() as stack:
+            with _disk(), held(lock_of(self.folder), patient=True):  # nobody else takes what is free now
+                needed = size_of(rows, fields, meta)
+                full = tape_room.make_room(self.folder, self.limit, place.source, needed)
+                if full is not None:
+                    self._say(tape_room.full_words(full, self.folder, self.limit, needed), full)
+                    return None
+                describe(self.folder, place.source, self._about.get(place.source, {}))
+                writer = stack.enter_context(Writer(path, rows, fields, meta))
+            for block in blocks:
+                with _disk():
+                    writer.add(block)
+            with _disk():
+                writer.finish()
+                self._bad.discard(path)
+                entry = Entry(path, place, frozenset(fields), path.stat().st_size, time.time())
+        if entry is None:
             return None
+        self._supersede(entry)
+        kept = self._opened(entry, check=False)
+        return None if kept is None else kept[1]
 
     def room(self, source: str | None = None) -> int:
         """Bytes that could still be recorded (of `source`, whose own segments are never removed to make room)."""
@@ -229,35 +246,6 @@ class Tape:
         except OSError:
             return False
 
-    def _record(
-        self,
-        place: Place,
-        rows: int,
-        fields: Mapping[str, Field],
-        meta: Mapping[str, Any],
-        blocks: Iterable[Mapping[str, Tensor]],
-    ) -> Segment | None:
-        path = path_of(self.folder, place, frozenset(fields))
-        with ExitStack() as stack:
-            with _disk(), held(lock_of(self.folder), patient=True):  # nobody else takes what is free now
-                needed = size_of(rows, fields, meta)
-                full = tape_room.make_room(self.folder, self.limit, place.source, needed)
-                if full is not None:
-                    self._say(tape_room.full_words(full, self.folder, self.limit, needed), full)
-                    return None
-                describe(self.folder, place.source, self._about.get(place.source, {}))
-                writer = stack.enter_context(Writer(path, rows, fields, meta))
-            for block in blocks:
-                with _disk():
-                    writer.add(block)
-            with _disk():
-                writer.finish()
-                self._bad.discard(path)
-                entry = Entry(path, place, frozenset(fields), path.stat().st_size, time.time())
-        self._supersede(entry)
-        kept = self._opened(entry, check=False)
-        return None if kept is None else kept[1]
-
     def _supersede(self, new: Entry) -> None:
         """Segments of the same place with some of the same fields are of no use any more."""
         with suppress(OSError):
@@ -273,6 +261,14 @@ class Tape:
             if (kind or text) not in self._said:
                 self._said.add(kind or text)
                 self.notes.append(text)
+
+    @contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        """Goes on after what the disk refuses, with a note."""
+        try:
+            yield
+        except _Lost as lost:
+            self._give_up(lost.error)
 
     def _give_up(self, error: OSError) -> None:
         """A segment could not be written: say so, and close the tape where the next one cannot be either."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -92,6 +93,18 @@ class Sampler:
     def first_recipe(self) -> Recipe:
         """What will be tried first; its cost stands for the others' in a plan."""
         return self.propose(History()).recipe
+
+    def sample(self, count: int) -> list[Proposal]:
+        """What would be tried first if nothing were learnt from it: published recipes, then draws; fewer from a small space."""
+        alone, found = Sampler(self.space, self.limits, self.cost_of, self.seed), list[Proposal]()
+        seen: set[str] = set()
+        with suppress(ConstraintError):
+            while len(found) < count:
+                rng = random.Random(f"{self.seed}/sample/{len(found)}")
+                number = len(found)
+                found.append(alone._published(number, seen) or alone._drawn(rng, seen, "prior", number))
+                seen.add(found[-1].recipe.id)
+        return found
 
     # ---- where points come from
 

@@ -11,10 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from autokd.core.core import Blueprint, TrainingCore, calibrate
+from autokd.core.calibration import FOLDER, hand_on
+from autokd.core.core import TrainingCore
 from autokd.core.device import Setting, candidates
 from autokd.core.live import BLOCK, LiveTeacher
 from autokd.core.loop import feed, signal_of
+from autokd.core.materials import Blueprint, Measured, calibrate
 from autokd.core.payload import TapePlan
 from autokd.data import Data
 from autokd.orders import Order
@@ -34,7 +36,7 @@ def calibrated(pair: Pair, source: Source) -> tuple[Setting, str]:
     """The setting of one lane for this pair's recipe of distillation, as a search measures it, and in words."""
     data, teacher = _problem(pair, source)
     with tempfile.TemporaryDirectory() as scratch:
-        base = calibrate(data, teacher, pairs.kd(pair), "cpu", Path(scratch)).setting
+        base = calibrate(data, teacher, pairs.kd(pair), "cpu").setting
         core = TrainingCore(data, teacher, scratch, base, calibrated=True)
         setting = core.setting_for(pairs.kd(pair), steps_left=10**6)
         core.close()
@@ -95,12 +97,13 @@ def footprint(recipe: Recipe, pair: Pair, source: Source, setting: Setting, fold
     return peak, sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
 
 
-def blueprint(teacher: Teacher, recipes: list[Recipe], folder: Path, epochs: int) -> Blueprint:
-    """What a search hands to its lanes, calibrated on the first recipe, with a tape that holds nothing yet."""
-    measured = calibrate(teacher.data, teacher.module, recipes[0], "cpu", folder)
+def blueprint(teacher: Teacher, recipes: list[Recipe], folder: Path, epochs: int, measured: Measured) -> Blueprint:
+    """What a search hands to its lanes after one of them has measured the first recipe, with a tape that holds nothing yet."""
     objectives = sorted({term.objective for recipe in recipes for term in recipe.terms})
     tape, _ = tape_plan(teacher, objectives, epochs, TapePlace(folder / "tape", LIMIT))
-    return Blueprint(teacher.data, teacher.module, str(folder / "checkpoints"), measured.setting, tape=tape)
+    checkpoints = folder / "checkpoints"
+    hand_on(checkpoints / FOLDER, measured.setting, recipes[0], measured.found, epochs * measured.epoch_seconds)
+    return Blueprint(str(checkpoints), measured.setting, tape=tape)
 
 
 def precisions() -> tuple[str, ...]:

@@ -22,12 +22,14 @@ from rich.progress import Progress
 from torch import nn
 
 from autokd.constraints import Cost
+from autokd.core.materials import Materials
 from autokd.engine.engine import Finish, Start, Wait
 from autokd.history import History
 from autokd.ledger import Ledger
 from autokd.orchestrate.cluster import connect
 from autokd.orchestrate.director import Director
 from autokd.recipe import Recipe
+from autokd.session import open_lanes
 from autokd.teacher import Teacher
 from benchmarks.core import pairs, usual_loop
 from benchmarks.core.figures import Bar, Part, holds, spread
@@ -36,7 +38,7 @@ from benchmarks.core.measure import fresh_process
 from benchmarks.core.options import Options
 from benchmarks.core.ours import (
     blueprint,
-)  # (Teacher, [Recipe], Path of a new folder, epochs) -> builder of a lane's core
+)  # (Teacher, [Recipe], Path of a new folder, epochs, what a lane measured) -> builder of a lane's core
 from benchmarks.core.pairs import SIXTEEN, Pair
 from benchmarks.core.usual_loop import Settings
 
@@ -121,11 +123,11 @@ def our_search(
     recipes: list[Recipe], pair: Pair, source: Source, epochs: int, teacher_epochs: int, ended: Path
 ) -> Outcome:
     """From nothing: Ray, calibration, cores, tape, trials."""
-    from autokd.orchestrate.ray_tune import run_ray
-
     teacher = teacher_of(pair, source, teacher_epochs)
     begun = time.time()
-    with tempfile.TemporaryDirectory() as scratch, connect(None, LANES) as cluster:
+    materials = Materials(teacher.data, teacher.module)
+    with tempfile.TemporaryDirectory() as scratch, open_lanes("ray", None, LANES, materials, "cpu") as lanes:
+        measured = lanes.measure(recipes[0])
         folder = Path(scratch)
         ledger = Ledger(folder / "ledger.jsonl")
         budget = {"kind": "trials", "amount": len(recipes)}
@@ -133,7 +135,7 @@ def our_search(
         director = Director(Fixed(recipes, epochs), ledger)  # type: ignore[arg-type]
         ledger.append("session", budget=budget)
         ledger.listen(lambda event: _tick(ended) if event["event"] in ("rung", "fail") else None)
-        run_ray(director, blueprint(teacher, recipes, folder, epochs), cluster, folder)
+        lanes.run(director, blueprint(teacher, recipes, folder, epochs, measured), folder)
         reports = [event for event in ledger.events if event["event"] == "rung"]
         ledger.close()
     return Outcome(max(event["time"] for event in reports) - begun, [event["value"] for event in reports])
