@@ -158,6 +158,12 @@ def test_command_line_page_is_current() -> None:
     assert text_of("cli.md") == page(), "the commands have changed: run  python -m docs.make_cli"
 
 
+def test_every_command_of_a_command_has_its_section() -> None:
+    sections = set(re.findall(r"^## `(.*)`$", text_of("cli.md"), re.MULTILINE))
+    assert sections >= {"autokd search", "autokd tape", "autokd tape verify", "autokd tape clear"}
+    assert "--older-than" in text_of("cli.md").partition("## `autokd tape clear`")[2].partition("## ")[0]
+
+
 def test_architecture_page_and_import_test_have_the_same_floors() -> None:
     (drawn,) = blocks(ROOT / "docs" / "architecture.md", "floors")
     assert [line.split() for line in drawn.splitlines()] == FLOORS

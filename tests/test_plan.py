@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
+from autokd.arguments import vocabulary
 from autokd.budget import Budget
+from autokd.constraints import Cost, Limits
 from autokd.core.device import Setting
 from autokd.engine.cost import makespan
-from autokd.plan import SHORTEST, Plan, final_trainings, make_plan
+from autokd.engine.engine import FINAL_MOST, SAFETY
+from autokd.engine.sampler import Sampler
+from autokd.history import History
+from autokd.plan import (
+    SHORTEST,
+    START_SECONDS,
+    VISIT_SECONDS,
+    Plan,
+    final_trainings,
+    make_plan,
+    typical_cost,
+)
+from autokd.space import Space
 
 
 def plan(budget: str, longest: int = 60, lanes: int = 2, epoch_seconds: float = 0.2, **more: object) -> Plan:
@@ -46,10 +61,60 @@ def test_a_very_short_budget_is_told() -> None:
 def test_expected_trials() -> None:
     assert plan("33 trials").expected_trials == 33 and plan("33 trials").search_seconds is None
     found = plan("4500 epochs")
-    # one in three goes on at every rung: 7 + 13 / 3 + 40 / 9 epochs for each trial begun, of four fifths of the budget
-    assert found.rungs == (7, 20, 60) and found.expected_trials == int(0.8 * 4500 / (7 + 13 / 3 + 40 / 9))
-    assert plan("1h", lanes=2).expected_trials == pytest.approx(2 * plan("1h", lanes=1).expected_trials, abs=1)
-    assert plan("1 epoch").expected_trials == 1
+    # one in three goes on at every rung: 7 + 13 / 3 + 40 / 9 epochs for each trial begun, of what nine finals leave
+    assert found.rungs == (7, 20, 60) and found.expected_trials == int((4500 - 9 * 60) / (7 + 13 / 3 + 40 / 9))
+    assert plan("1h", lanes=2).expected_trials > 1.4 * plan("1h", lanes=1).expected_trials
+    assert plan("1 epoch").expected_trials == plan("3s").expected_trials == 1
+
+
+def test_expected_trials_are_of_what_a_lane_really_has() -> None:
+    found = plan("1h", lanes=1, epoch_seconds=1.0)
+    each = 1.0 * (7 + 13 / 3 + 40 / 9) + VISIT_SECONDS * (1 + 1 / 3 + 1 / 9)
+    kept = FINAL_MOST * 3600
+    assert SAFETY * found.final_seconds < kept and found.rungs == (7, 20, 60)
+    assert found.expected_trials == int((3600 - SAFETY * found.final_seconds - START_SECONDS) / each)
+    dear = plan("1h", lanes=1, epoch_seconds=1.0, typical=3.0)
+    assert dear.expected_trials == pytest.approx((3600 - kept - START_SECONDS) / (3 * each), rel=0.05)
+    assert dear.rungs == found.rungs and dear.epoch_seconds == found.epoch_seconds == 1.0, "of the reference recipe"
+
+
+def sampler(**ranges: Any) -> Sampler:
+    """Of a space whose student is one multilayer perceptron, from a published recipe with batches of 64."""
+    return Sampler(Space.parse(SPACE.format(**ranges), vocabulary()), Limits(), lambda _: Cost(100, 1000), seed=0)
+
+
+SPACE = """\
+version: 1
+task: classification
+epochs: {{max: 3}}
+fields:
+  student.family: {{choice: [mlp]}}
+  student.mlp.width: 8
+  student.mlp.depth: 1
+  ce_weight: {{choice: [0.1, 0.5, 1.0]}}
+  optim.batch: {batch}
+  peers.count: {peers}
+first:
+  - {{name: plain, set: {{optim.batch: 64, peers.count: 0}}}}
+"""
+
+
+def test_the_typical_recipe_is_what_the_space_holds_and_not_its_first() -> None:
+    teacher = Cost(1000, 10_000)
+    assert typical_cost(sampler(batch="{choice: [64]}", peers="{choice: [0]}"), teacher, True) == pytest.approx(1.0)
+    small = typical_cost(sampler(batch="{choice: [16, 64]}", peers="{choice: [0]}"), teacher, True)
+    assert 1.2 < small < 2.4, "four times the steps in half of the recipes, the same FLOPs"
+    peers = typical_cost(sampler(batch="{choice: [64]}", peers="{choice: [0, 2]}"), teacher, True)
+    assert 1.5 < peers < 2.6, "three networks in half of them"
+
+
+def test_taking_a_sample_changes_nothing_for_the_search() -> None:
+    """Of a space so small that the sample exhausts it."""
+    of = sampler(batch="{choice: [64]}", peers="{choice: [0, 1]}")
+    before = of.propose(History())
+    found = of.sample(1000)
+    assert len({each.recipe.id for each in found}) == len(found) < 1000
+    assert of.propose(History()) == before and not of._exhausted
 
 
 def test_an_epoch_budget_pays_for_its_finals() -> None:

@@ -15,6 +15,7 @@ from autokd.errors import CheckpointError, TrialFailure
 from autokd.orders import Order, Report
 
 PATIENCE = 0.3  # seconds a leader waits for others; orders of one search come some 30 ms apart
+FIRST_PATIENCE = 10.0  # seconds the first one waits: the processes that bring the first orders are still starting
 Answer = Report | TrialFailure | CheckpointError
 
 
@@ -29,8 +30,16 @@ class Together(Protocol):
 class Gathering:
     """Wraps a core: cohorts of up to `most` orders, up to `lanes` cohorts at a time; other callers wait for their turn."""
 
-    def __init__(self, core: Together, most: int, lanes: int = 1, patience: float = PATIENCE) -> None:
-        self.core, self.most, self.lanes, self._patience = core, most, lanes, patience
+    def __init__(
+        self,
+        core: Together,
+        most: int,
+        lanes: int = 1,
+        patience: float = PATIENCE,
+        first_patience: float | None = None,
+    ) -> None:
+        self.core, self.most, self.lanes = core, most, lanes
+        self._later, self._patience = patience, patience if first_patience is None else first_patience
         self._changed = Condition()
         self._waiting: list[Order] = []
         self._answers: dict[str, Answer | BaseException] = {}
@@ -91,6 +100,7 @@ class Gathering:
         latest = time.monotonic() + self._patience
         while (left := latest - time.monotonic()) > 0 and len(self._fitting(order)) < self.most and self._more_may_come:
             self._changed.wait(left)
+        self._patience = self._later
         cohort = self._fitting(order)[: self.most]
         self._waiting = [each for each in self._waiting if each not in cohort]
         return cohort

@@ -16,7 +16,7 @@ from autokd.core.calibration import Calibrator
 from autokd.core.core import TrainingCore
 from autokd.core.data import to_float
 from autokd.core.device import Setting, candidates, fastest, time_of
-from autokd.core.gathering import Gathering
+from autokd.core.gathering import FIRST_PATIENCE, Gathering
 from autokd.core.lanes import LaneCount
 from autokd.core.live import LiveTeacher
 from autokd.core.optim import optimiser
@@ -86,7 +86,9 @@ class Blueprint:
         core = TrainingCore(
             materials.data, materials.teacher, self.folder, self.setting, materials.task, self.tape, calibrated=True
         )
-        return Gathering(core, self.cohort, self.lanes) if self.cohort > 1 else core
+        if self.cohort == 1:
+            return core
+        return Gathering(core, self.cohort, self.lanes, first_patience=FIRST_PATIENCE)
 
 
 def calibrate(

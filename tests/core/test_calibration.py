@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 
 import pytest
 import torch
 from tiny import KD, expert, images, order, recipe, tape_plan
 
 from autokd.core import calibration, checkpoint
-from autokd.core.calibration import STEPS, WORTH, Calibrator, timed_steps
+from autokd.core.calibration import STEPS, WORTH, Calibrator, hand_on, timed_steps
 from autokd.core.core import TrainingCore
 from autokd.core.data import steps
 from autokd.core.device import Setting
 from autokd.core.live import Rehearsal
 from autokd.core.loop import feed
+from autokd.core.materials import calibrate
+from autokd.core.tape_folder import held
 from autokd.protocols import Shapes
 from autokd.recipe import Recipe
 
@@ -206,12 +211,103 @@ def test_the_first_of_timed_steps_warms_up() -> None:
 
 
 def iter_of(seconds: list[float]) -> object:
-    import time
-
     return lambda: time.sleep(seconds.pop(0))
 
 
+def test_what_was_measured_before_there_was_a_folder_is_handed_on(tmp_path: Path) -> None:
+    before = Calibrator(Setting(), Fake(bf16=0.5, contiguous=0.5))
+    found = before.setting_for(recipe(), 0)
+    hand_on(tmp_path, found, recipe(), before.found(recipe()) or {}, seconds=10**6)
+    fake = Fake()
+    lane = Calibrator(found, fake, tmp_path)
+    assert lane.setting_for(recipe(), LONG) == found and found.layout == "contiguous"
+    assert lane.setting_for(recipe(width=9), 1) == found, "and for the short ones of its family"
+    assert fake.seen == [] and lane.notes == [] and len(before.notes) == 1, "said by who measured"
+    assert lane.setting_for(recipe(width=9), LONG).precision == "fp32" and fake.seen
+
+
+@pytest.mark.parametrize(("seconds", "handed_on"), [(199.0, True), (201.0, False)])
+def test_it_is_not_where_compiling_is_still_to_be_tried(tmp_path: Path, seconds: float, handed_on: bool) -> None:
+    before = Calibrator(Setting("cuda"), Fake())
+    base = before.setting_for(recipe(), 0)
+    hand_on(tmp_path, base, recipe(), before.found(recipe()) or {}, seconds)
+    assert bool(list(tmp_path.glob("*.json"))) == handed_on
+
+
+# ---- several lanes
+
+
+class Slowly(Fake):
+    """Takes its time, and notes how many measure at once."""
+
+    now = most = 0
+    one_more = Lock()
+
+    def __call__(self, recipe: Recipe, setting: Setting, most: int) -> list[float]:
+        with Slowly.one_more:
+            Slowly.now += 1
+            Slowly.most = max(Slowly.most, Slowly.now)
+        time.sleep(0.05)
+        with Slowly.one_more:
+            Slowly.now -= 1
+        return super().__call__(recipe, setting, most)
+
+
+def by_lanes(folder: Path, *recipes: Recipe, steps_left: int) -> tuple[list[Setting], list[Slowly]]:
+    """Each by a lane of its own, all at the same time."""
+    Slowly.now = Slowly.most = 0
+    fakes = [Slowly(bf16=0.5) for _ in recipes]
+    lanes = [Calibrator(Setting(), fake, folder) for fake in fakes]
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(lambda lane, of: lane.setting_for(of, steps_left), lanes, recipes)
+        return list(found), fakes
+
+
+def test_lanes_do_not_measure_the_same_at_the_same_time(tmp_path: Path) -> None:
+    found, fakes = by_lanes(tmp_path, recipe(), recipe(), recipe(ce_weight=0.2), steps_left=LONG)
+    assert {each.precision for each in found} == {"bf16"} and Slowly.most == 1
+    assert sorted(len(fake.seen) for fake in fakes) == [0, 0, 3]
+    assert not list(tmp_path.glob("*.lock"))
+
+
+def test_short_trials_wait_for_the_first_of_their_family_and_long_ones_for_nobody_else(tmp_path: Path) -> None:
+    _, fakes = by_lanes(tmp_path / "short", recipe(width=4), recipe(width=8), steps_left=1)
+    assert sorted(len(fake.seen) for fake in fakes) == [0, 3]
+    _, fakes = by_lanes(tmp_path / "long", recipe(width=4), recipe(width=8), steps_left=LONG)
+    assert [len(fake.seen) for fake in fakes] == [3, 3] and Slowly.most == 2
+
+
+def test_a_lane_that_was_stopped_is_not_waited_for_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "PATIENCE", 0.2)
+    of, fake = recipe(), Fake(bf16=0.5)
+    with held(tmp_path / f"{calibration._keys(of, Setting())[0]}.lock"):
+        begun = time.monotonic()
+        assert Calibrator(Setting(), fake, tmp_path).setting_for(of, LONG).precision == "bf16" and fake.seen
+        assert time.monotonic() - begun >= 0.2
+
+
+def test_what_measuring_raises_is_raised_and_the_claim_given_back(tmp_path: Path) -> None:
+    def broken(*_: object) -> list[float]:
+        raise OSError("no such file")
+
+    with pytest.raises(OSError, match="no such file"):
+        Calibrator(Setting(), broken, tmp_path).setting_for(recipe(), LONG)
+    assert not list(tmp_path.glob("*.lock"))
+
+
 # ---- in a core
+
+
+def test_calibrating_tells_costs_and_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice a lane would make, the seconds of that setting's steps, and no more measuring than that."""
+    fake = Fake(bf16=0.5, contiguous=0.5)
+    monkeypatch.setattr(TrainingCore, "step_seconds", lambda self, recipe, setting, most: fake(recipe, setting, most))
+    of = recipe(terms=(KD,), optim={"batch": 8})
+    measured = calibrate(images(60), expert(), of, "cpu")
+    assert (measured.setting.precision, measured.setting.layout) == ("bf16", "contiguous") and len(fake.seen) == 3
+    assert steps(39, 8) * 9.0 < measured.epoch_seconds < steps(39, 8) * 9.0 + 5, "the middle of 9, 0.25 and 9"
+    assert measured.teacher_seconds > 0 and len(measured.notes) == 1
+    assert measured.found["precision"] == "bf16" and len(measured.found["milliseconds"]) == 3
 
 
 def core(folder: Path, calibrated: bool = True, **more: object) -> TrainingCore:

@@ -285,3 +285,18 @@ def test_trials_of_several_threads_share_the_live_teacher(tmp_path: Path) -> Non
     for each in given:
         expected = alone.advance(each)
         assert (answers[each.trial].value, answers[each.trial].tiebreak) == (expected.value, expected.tiebreak)
+
+
+def test_the_first_one_waits_longer_for_those_that_are_still_starting() -> None:
+    core = FakeCore()
+    gathering = Gathering(core, most=2, patience=0.01, first_patience=5.0)
+    of = recipe(terms=(KD,))
+    late = threading.Timer(0.3, lambda: gathering.advance(replace(order(of), trial="late")))
+    late.start()
+    begun = time.monotonic()
+    gathering.advance(replace(order(of), trial="first"))
+    late.join()
+    assert sorted(core.cohorts[0]) == ["first", "late"] and time.monotonic() - begun < 4
+    begun = time.monotonic()
+    gathering.advance(replace(order(of), trial="alone"))
+    assert core.cohorts[1] == ("alone",) and time.monotonic() - begun < 4

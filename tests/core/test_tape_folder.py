@@ -24,9 +24,11 @@ from autokd.core.tape_folder import (
     describe,
     entries,
     held,
+    joined,
     listing,
     lock_of,
     path_of,
+    split,
     temporaries,
     verify,
 )
@@ -49,6 +51,51 @@ def put(folder: Path, place: Place, seconds: float = 0, fields: frozenset[str] =
     )
     os.utime(path, (time.time() - seconds,) * 2)
     return path
+
+
+# ---- names
+
+
+STAGES = [f"{kind}.{number}" for kind in ("attention", "stages") for number in range(16)]
+
+
+def test_names_of_segments_do_not_grow_with_the_stages_of_a_teacher(tmp_path: Path) -> None:
+    place = Place(SOURCE, "jda-cifar100-p0.30000000000000004-m0.30000000000000004", 1, 12345)
+    fields = frozenset(
+        {
+            "logits",
+            "embedding",
+            "rows",
+            "fired",
+            *(f"{kind}.{n}" for kind in ("attention", "stages") for n in range(1000)),
+        }
+    )
+    name = path_of(tmp_path, place, fields).name
+    assert len(name) < 180 and name.endswith(".attention.0-999+embedding+fired+logits+rows+stages.0-999.safetensors")
+
+
+def test_a_segment_of_many_stages_is_kept_and_found(tmp_path: Path) -> None:
+    fields = frozenset({"logits", *STAGES})
+    path = put(tmp_path, Place(SOURCE, "base", 0, 1), fields=fields)
+    (entry,) = entries(tmp_path)
+    assert (entry.path, entry.fields) == (path, fields)
+    assert path.name == "base-v0-e00001.attention.0-15+logits+stages.0-15.safetensors"
+    assert listing(tmp_path)[0].segments == 1 and verify(tmp_path) == (1, [])
+
+
+@given(
+    st.frozensets(
+        st.sampled_from([*STAGES, "logits", "rows", "a.b", "stages", "stages.01", "stages.x", "stages.12345"]),
+        min_size=1,
+    )
+)
+def test_names_of_fields_go_round(fields: frozenset[str]) -> None:
+    assert split(joined(fields)) == fields
+    assert split("+".join(sorted(fields))) == fields, "as they were written before"
+
+
+def test_a_foreign_range_is_not_unfolded_without_end() -> None:
+    assert split("stages.0-999999999") == {"stages.0-999999999"} and split("stages.7-3") == frozenset()
 
 
 @pytest.fixture
