@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,6 +19,7 @@ from autokd.core.calibration import CHOICE, Calibrator, timed_steps
 from autokd.core.data import Resident, Rows, steps, to_float
 from autokd.core.device import Setting, candidates, fastest, keep_freed_memory, time_of
 from autokd.core.gathering import Gathering
+from autokd.core.graphs import CudaCapture
 from autokd.core.lanes import (
     FIRST_STEPS,
     LaneCount,
@@ -30,6 +32,7 @@ from autokd.core.lanes import (
 from autokd.core.live import LiveTeacher, Rehearsal
 from autokd.core.loop import failure_of, feed, train_epoch, validate
 from autokd.core.payload import TapePlan
+from autokd.core.pool import Pool, Pools
 from autokd.core.run import Run
 from autokd.core.streamed import Streamed
 from autokd.core.teaching import Teaching
@@ -110,6 +113,7 @@ class TrainingCore:
                 self.teaching = Teaching(LiveTeacher(teacher, self.example, setting), self.rows, tape)
         measured = Calibrator(setting, self.step_seconds, self.folder / "calibration")
         self._calibrator = measured if calibrated else None
+        self.pools = Pools(partial(CudaCapture, setting.device)) if setting.on_gpu else None  # of recorded steps
         self._told: set[str] = set()  # notes that a report has carried
 
     def advance(self, order: Order) -> Report:
@@ -128,14 +132,17 @@ class TrainingCore:
 
         The views are made once and a live teacher runs once for all of them, so that k trials cost T + k·S instead of k·(T + S).
         """
-        with self.setting.on_its_threads(), lane_stream(self.setting.device):
+        with self.setting.on_its_threads(), lane_stream(self.setting.device) as stream:
+            pool = None if self.pools is None else self.pools.of(stream)
             trainings = [self._open(order) for order in orders]
             for together in self._in_step(trainings):
-                self._train(together)
+                self._train(together, pool)
             return [self._close(training) for training in trainings]
 
     def close(self) -> None:
         """Take the hooks off the teacher, end what reads in the background. The core cannot be used afterwards."""
+        if self.pools is not None:
+            self.pools.close()
         self.rows.close()
         if self.teaching is not None:
             self.teaching.close()
@@ -210,13 +217,13 @@ class TrainingCore:
 
     # ---- inside
 
-    def _train(self, together: list[_Training]) -> None:
+    def _train(self, together: list[_Training], pool: Pool | None) -> None:
         """Epoch by epoch; who is done, late or failed leaves."""
         while together := [each for each in together if each.unfinished]:
             runs = [each.run for each in together if each.run is not None]
             until = max(each.order.to for each in together)
             try:
-                logs = train_epoch(runs, self.rows, self.teaching, self.task, together[0].order.total, until)
+                logs = train_epoch(runs, self.rows, self.teaching, self.task, together[0].order.total, until, pool)
             except Exception as error:  # of the data set or the teacher, which are the user's own: all of them fail
                 logs = [failure_of(error) for _ in together]
             for each, told in zip(together, logs, strict=True):

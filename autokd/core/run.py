@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from autokd.core.device import Setting
+from autokd.core.dials import Dials
 from autokd.core.fused import Stacked, alike, pays
 from autokd.core.graphs import CudaCapture, Graphed
-from autokd.core.optim import optimiser
+from autokd.core.optim import copy_slots, optimiser, shared_optimiser
 from autokd.core.step import Forward, Step
 from autokd.data import Data
 from autokd.objectives import resolve as resolve_objective
@@ -41,8 +42,13 @@ class Run:
         teacher: Shapes | None,
         example: Tensor,
         setting: Setting,
+        shared: bool = False,
     ) -> None:
+        """With `shared`, a place for trials of this structure in turn: it reads their numbers from `dials`."""
         self.recipe, self.seed, self.epoch, self.setting = recipe, seed, 0, setting
+        self.dials = Dials(recipe, setting.device) if shared else None
+        self._made_of = (data, task, teacher, example)
+        self.fed_because = ""  # why a GPU's recorded steps begin at the finished batch, if they do
         self.history: list[dict[str, Any]] = []
         classes = {term.objective: resolve_objective(term.objective) for term in recipe.terms}
         needs = NEEDS_LOGITS.union(*(cls.needs for cls in classes.values()))
@@ -57,9 +63,10 @@ class Run:
                 module.compile()
         self.of_teacher = self._of_teacher(teacher)
         self.parts = nn.ModuleList([*modules, *self.objectives])
-        self.optimiser = optimiser(self.parts.parameters(), recipe.optim, setting.device)
-        self.step = Step(recipe, task, self._forward(needs, example), self.objectives, self.optimiser, setting)
-        self.captured = captured(self.step, self.parts, setting)
+        self.optimiser = self._optimiser()
+        forward = self._forward(needs, example)
+        self.step = Step(recipe, task, forward, self.objectives, self.optimiser, setting, self.dials)
+        self.captured = None if shared else captured(self.step, self.parts, setting)
 
     @property
     def student(self) -> nn.Module:
@@ -67,8 +74,10 @@ class Run:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Why a GPU's steps are not captured, if they are not."""
-        return (self.captured.note,) if self.captured is not None and self.captured.note else ()
+        """Why a GPU's steps are not captured, or not as a whole, if they are not."""
+        uncaptured = "" if self.captured is None else self.captured.note
+        fed = f"the step's CUDA graph begins at the finished batch: {self.fed_because}" if self.fed_because else ""
+        return tuple(note for note in (fed, uncaptured) if note)
 
     def train(self, batch: Batch, taught: Outputs | None, progress: float) -> None:
         """One step, at `progress` in [0, 1] of the whole training."""
@@ -93,11 +102,33 @@ class Run:
         yield
         self._noise = torch.get_rng_state()
 
+    def place(self) -> Run:
+        """A shared run of this one's structure."""
+        return Run(self.recipe, self.seed, *self._made_of, self.setting, shared=True)
+
+    def take_over(self, other: Run) -> None:
+        """Weights, statistics, optimiser state, sums and dials of another run of the same structure, into this one's memory."""
+        with torch.no_grad():
+            for of, to in zip(_tensors(other.parts), _tensors(self.parts), strict=True):
+                to.copy_(of)
+        copy_slots(other.optimiser, self.optimiser)
+        self.step.take_over(other.step)
+        if self.dials is not None:
+            self.dials.turn(other.recipe, other.objectives[0])
+
     def close(self) -> None:
         if self.captured is not None:
             self.captured.close()
         for tap in self.taps:
             tap.close()
+
+    def _optimiser(self) -> torch.optim.Optimizer:
+        spec, device, parameters = self.recipe.optim, self.setting.device, self.parts.parameters()
+        if self.dials is None:
+            return optimiser(parameters, spec, device)
+        for objectives in self.objectives:
+            self.dials.lend(self.recipe, objectives)
+        return shared_optimiser(parameters, spec, device, self.dials.lr)
 
     def _forward(self, needs: frozenset[str], example: Tensor) -> Forward:
         """Each network by itself; on a GPU a student and peers that put out logits alone as one, if that is measured to be faster."""
@@ -171,6 +202,10 @@ def _laid_out_as(parameter: Tensor, value: Any) -> Any:
     if not isinstance(value, Tensor) or value.shape != parameter.shape:
         return value
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _tensors(parts: nn.Module) -> list[Tensor]:
+    return [*parts.parameters(), *parts.buffers()]
 
 
 def captured(step: Step, parts: nn.ModuleList, setting: Setting) -> Graphed | None:
