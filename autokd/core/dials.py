@@ -44,7 +44,8 @@ def structure(recipe: Recipe) -> tuple[tuple[str, Value], ...]:
         left_out |= {f"augment.{name}" for name in type(recipe.augment).model_fields if name != "policy"}
     if recipe.optim.name != "sgd":
         left_out.add("optim.momentum")
-    return tuple((name, value) for name, value in recipe.flat().items() if name not in left_out)
+    objectives = tuple(("objective", term.objective) for term in recipe.terms)
+    return *objectives, *((name, value) for name, value in recipe.flat().items() if name not in left_out)
 
 
 class Dials:

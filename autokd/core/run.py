@@ -132,10 +132,10 @@ class Run:
 
     def _forward(self, needs: frozenset[str], example: Tensor) -> Forward:
         """Each network by itself; on a GPU a student and peers that put out logits alone as one, if that is measured to be faster."""
-        modules = [tap.module for tap in self.taps]
+        taps, modules = self.taps, [tap.module for tap in self.taps]
 
         def separately(x: Tensor) -> list[Outputs]:
-            return [tap(x) for tap in self.taps]
+            return [tap(x) for tap in taps]
 
         if not (self.setting.on_gpu and needs == NEEDS_LOGITS and alike(modules)):
             return separately
