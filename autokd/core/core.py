@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -29,17 +29,18 @@ from autokd.core.lanes import (
     memory_of,
     probe,
 )
-from autokd.core.live import LiveTeacher, Rehearsal
-from autokd.core.loop import failure_of, feed, train_epoch, validate
+from autokd.core.live import LiveTeacher
+from autokd.core.loop import failure_of, train_epoch, validate
 from autokd.core.payload import TapePlan
 from autokd.core.pool import Pool, Pools
+from autokd.core.rehearsing import fed_step, lane_step
 from autokd.core.run import Run
 from autokd.core.streamed import Streamed
 from autokd.core.teaching import Teaching
 from autokd.data import Data
 from autokd.errors import CheckpointError, InputError, TrialFailure
 from autokd.orders import Core, Order, Report
-from autokd.protocols import Batch, Outputs, StudentFamily, TeacherSignal
+from autokd.protocols import Shapes, StudentFamily
 from autokd.recipe import Recipe
 from autokd.students import GIVEN
 from autokd.tasks import TASKS
@@ -176,34 +177,17 @@ class TrainingCore:
     def step_seconds(self, recipe: Recipe, setting: Setting, most: int, seed: int = 0) -> list[float]:
         """Of each of `most` steps but the first, of a student trained from scratch on a tape, its batches included."""
         run = self.new(recipe, seed, setting)
-        signal = self._rehearsal(run)
-        run.begin_epoch()
-        batches = self._again_and_again(run, signal, most)
-
-        seconds = timed_steps(lambda: run.train(*next(batches), 0.5), most, setting.device)
+        seconds = timed_steps(fed_step(run, self.rows, self._shapes, most), most, setting.device)
         run.close()
         return seconds
-
-    def _rehearsal(self, run: Run) -> Rehearsal | None:
-        if self.teaching is None or not run.recipe.terms:
-            return None
-        return Rehearsal(self.teaching.shapes, run.of_teacher, run.setting.device)
-
-    def _again_and_again(
-        self, run: Run, signal: TeacherSignal | None, most: int
-    ) -> Iterator[tuple[Batch, Outputs | None]]:
-        while True:
-            yield from feed(run, self.rows, signal, most)
 
     def count_lanes(self, recipe: Recipe, most: int = MOST_LANES) -> LaneCount:
         """How many trials like this one the device trains at a time, by memory and throughput."""
 
         def lane() -> Callable[[], None]:
             run = self.new(recipe, 0, self.setting)
-            signal = self._rehearsal(run)
-            run.begin_epoch()
-            batches = self._again_and_again(run, signal, LANE_STEPS)
-            return lambda: run.train(*next(batches), 0.5)
+            pool = None if self.pools is None else self.pools.new()
+            return lane_step(run, self.rows, self._shapes, LANE_STEPS, pool)
 
         def some_steps() -> None:
             step = lane()
@@ -216,6 +200,11 @@ class TrainingCore:
             return probe(lambda n: concurrent_throughput(lane, n, LANE_STEPS, device), each, memory_free(device), most)
 
     # ---- inside
+
+    @property
+    def _shapes(self) -> Shapes | None:
+        """What the teacher puts out."""
+        return None if self.teaching is None else self.teaching.shapes
 
     def _train(self, together: list[_Training], pool: Pool | None) -> None:
         """Epoch by epoch; who is done, late or failed leaves."""
@@ -285,8 +274,7 @@ class TrainingCore:
 
     def new(self, recipe: Recipe, seed: int, setting: Setting) -> Run:
         """A trial at its beginning."""
-        shapes = None if self.teaching is None else self.teaching.shapes
-        return Run(recipe, seed, self.rows.data, self.task, shapes, self.example, setting)
+        return Run(recipe, seed, self.rows.data, self.task, self._shapes, self.example, setting)
 
     def _close(self, training: _Training) -> Report | TrialFailure | CheckpointError:
         """Checkpoint and report, or why there is none."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from autokd.core.device import Setting
+from autokd.core.replay import Replay, to_record
 from autokd.objectives.features import attention
 from autokd.protocols import Batch, Outputs, Shapes
 from autokd.students.tap import Tap
@@ -78,7 +79,10 @@ class Rehearsal:
         self._known: dict[int, Outputs] = {}  # by rows: drawing them would cost more than the step
 
     def outputs(self, batch: Batch) -> Outputs:
-        rows = len(batch.index)
+        return self.of_rows(len(batch.index))
+
+    def of_rows(self, rows: int) -> Outputs:
+        """Drawn once for each number of rows."""
         if rows not in self._known:
             self._known[rows] = self._drawn(rows)
         return self._known[rows]
@@ -92,6 +96,13 @@ class Rehearsal:
         maps = made("attention", *(stage[1:] for stage in shapes.stages))
         logits = torch.rand(rows, shapes.classes, device=self._device)
         return Outputs(logits, embedding[0] if embedding else None, made("stages", *shapes.stages), maps)
+
+
+def rehearsed_tape(shapes: Shapes, needs: frozenset[str], rows: int, device: str) -> Replay:
+    """The same as an epoch of `rows` samples on tape, all equal, so that it takes no memory until it is held."""
+    fields = to_record(Rehearsal(shapes, needs, device).of_rows(1))
+    base = {name: field.to(device).expand(rows, *field.shape[1:]) for name, field in fields.items()}
+    return Replay({0: base}, needs, device)
 
 
 def agree(told: Tensor, kept: Tensor) -> bool:

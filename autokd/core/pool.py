@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from threading import Lock
 from weakref import WeakValueDictionary
 
@@ -81,12 +81,19 @@ class Pools:
         """Of the lane on this stream, which is the calling thread's current one."""
         with self._lock:
             if lane not in self._pools:
-                self._pools[lane] = Pool(self._capture(), self._most)
+                self._pools[lane] = self.new()
             return self._pools[lane]
+
+    def new(self) -> Pool:
+        """One that belongs to whoever asks, on the calling thread's current stream."""
+        return Pool(self._capture(), self._most)
+
+    def __iter__(self) -> Iterator[Pool]:
+        return iter(self._pools.values())
 
     def close(self) -> None:
         """Once no lane works any more."""
-        for pool in self._pools.values():
+        for pool in self:
             pool.close()
 
 

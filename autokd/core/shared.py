@@ -7,8 +7,9 @@ nothing of one is left for the next. Seed and epoch, the epoch of the tape and t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -62,39 +63,46 @@ class SharedStep:
         return self._unfit or self._graphed.reason
 
     def train(
-        self, run: Run, signal: TeacherSignal | None, batches: Sequence[Tensor], progress: Callable[[int], float]
+        self, run: Run, signal: TeacherSignal | None, batches: Iterable[Tensor], progress: Callable[[int], float]
     ) -> int:
         """Train the epoch that `run` has begun; how many of its steps were made. The rest, if any, cannot be made here.
 
         `progress` gives the place of a step in the whole training, in [0, 1]. Afterwards `run` is where it would be had it made
         these steps itself. Raises whatever the trial's own model or loss raises.
         """
+        return sum(1 for _ in self.steps(run, signal, batches, progress))
+
+    def steps(
+        self, run: Run, signal: TeacherSignal | None, batches: Iterable[Tensor], progress: Callable[[int], float]
+    ) -> Iterator[None]:
+        """The same, a step at a time. Only after the last one is `run` where it should be."""
+        numbered = enumerate(batches)
         self._whole.turn_to(run.seed, run.epoch, signal)
-        done = 0 if self._proven else self._prove(run, batches[:WARM_UP], progress)
+        if not self._proven:
+            for number, index in islice(numbered, WARM_UP):
+                self._prove(run, index, progress(number))
+                yield
+            self._proven = True
         if self._unfit:
-            return done
+            return
         self._own.take_over(run)
-        for number in range(done, len(batches)):
+        for number, index in numbered:
             self._own.step.dial(progress(number))
-            self._graphed(batches[number])
+            self._graphed(index)
+            yield
         run.take_over(self._own)
-        return len(batches)
 
     def close(self) -> None:
         self._graphed.close()
         self._own.close()
 
-    def _prove(self, run: Run, batches: Sequence[Tensor], progress: Callable[[int], float]) -> int:
-        """The first steps ever, by the run's own networks: what these keep to themselves nobody could copy out of others."""
-        for number, index in enumerate(batches):
-            run.step.dial(progress(number))
-            step = partial(self._launched, run.step, index)
-            if number == len(batches) - 1:
-                self._unfit = rehearse(step, index.device.type, run.parts)
-            else:
-                step()
-        self._proven = True
-        return len(batches)
+    def _prove(self, run: Run, index: Tensor, progress: float) -> None:
+        """One of the first steps ever, by the run's own networks: what these keep to themselves nobody could copy out of others.
+
+        The last of them says whether they do: the first may prepare what the later ones use.
+        """
+        run.step.dial(progress)
+        self._unfit = rehearse(lambda: self._launched(run.step, index), index.device.type, run.parts)
 
     def _launched(self, step: Step, index: Tensor) -> None:
         with TURNS.together():

@@ -32,7 +32,7 @@ from sharing import (
 from tiny import CLASSES, KD, ROWS, expert, images, order, recipe, tape_plan
 from torch import Tensor, nn
 
-from autokd.core.core import TrainingCore
+from autokd.core.core import LANE_STEPS, TrainingCore
 from autokd.core.device import Setting
 from autokd.core.dials import structure
 from autokd.core.held import Held
@@ -406,3 +406,21 @@ def test_lanes_have_pools_of_their_own() -> None:
 def test_steps_on_a_cpu_are_launched(tmp_path: Path) -> None:
     its_core = TrainingCore(images(60), expert(), tmp_path, Setting())
     assert its_core.pools is None
+
+
+# ---- measuring
+
+
+@pytest.mark.parametrize("how", ["kd", "many objectives", "no teacher"])
+def test_lanes_are_counted_by_the_steps_they_will_make(tmp_path: Path, how: str) -> None:
+    capture = Counting()
+    its_core = recorded(tmp_path, capture)
+    found = its_core.count_lanes(recipe(**{"optim": {"batch": 6}, **CASES[how]}), most=1)
+    assert found.lanes == 1 and capture.records == 2 and capture.replays == 1 + LANE_STEPS + 1
+
+
+def test_lanes_of_steps_that_must_be_fed_are_counted_too(tmp_path: Path) -> None:
+    capture = Counting()
+    its_core = recorded(tmp_path, capture)
+    assert its_core.count_lanes(small(terms=(KD,), augment={**JDA, "rho": 0.4}), most=1).lanes == 1
+    assert capture.records == 0
