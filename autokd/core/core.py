@@ -17,7 +17,7 @@ from torch import nn
 from autokd.core import checkpoint
 from autokd.core.calibration import CHOICE, Calibrator, timed_steps
 from autokd.core.data import Resident, Rows, steps, to_float
-from autokd.core.device import Setting, candidates, fastest, keep_freed_memory, time_of
+from autokd.core.device import Setting, candidates, fastest, has_fused_norm, keep_freed_memory, time_of
 from autokd.core.gathering import Gathering
 from autokd.core.graphs import CudaCapture
 from autokd.core.lanes import (
@@ -103,6 +103,7 @@ class TrainingCore:
     ) -> None:
         """With `calibrated`, `setting` is where measuring starts, and each student shape gets its own."""
         keep_freed_memory()
+        setting = replace(setting, fused_norm=setting.fused_norm and has_fused_norm(setting.device))
         self.setting, self.folder = setting, Path(folder)
         self.rows: Rows = Resident(data, setting.device) if data.source is None else Streamed(data, setting.device)
         self.task = TASKS[task]
@@ -334,7 +335,7 @@ class Measured:
 
 def calibrate(data: Data, teacher: nn.Module | None, recipe: Recipe, device: str, folder: Path) -> Measured:
     """The setting in which this machine is fastest, measured on `recipe`, and what it costs."""
-    setting, passes = Setting(device), {"fp32": 0.0}
+    setting, passes = Setting(device, fused_norm=has_fused_norm(device)), {"fp32": 0.0}
     if teacher is not None:
         passes = {
             name: _teacher_seconds(data, teacher, replace(setting, teacher_precision=name))

@@ -23,6 +23,7 @@ from autokd.objectives import resolve as resolve_objective
 from autokd.protocols import Batch, Objective, Outputs, Shapes, Task, seed_everything
 from autokd.recipe import Recipe
 from autokd.students import resolve as resolve_family
+from autokd.students.norm import fuse_norms
 from autokd.students.normalise import set_normalisation
 from autokd.students.tap import Tap
 
@@ -56,6 +57,8 @@ class Run:
             seed_everything(seed)
             networks = [build_student(recipe, data).to(setting.device) for _ in range(1 + recipe.peers.count)]
             modules = [network.to(memory_format=setting.memory_format) for network in networks]
+            if setting.fused_norm:
+                modules = [fuse_norms(module) for module in modules]
             self.taps = [Tap(module, example, want=needs) for module in modules]
             self.objectives = [self._objectives(classes, tap.shapes, teacher, setting) for tap in self.taps]
         if setting.compiled:
