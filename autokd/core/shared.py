@@ -79,10 +79,11 @@ class SharedStep:
         numbered = enumerate(batches)
         self._whole.turn_to(run.seed, run.epoch, signal)
         if not self._proven:
+            verdict = ""
             for number, index in islice(numbered, WARM_UP):
-                self._prove(run, index, progress(number))
+                verdict = self._prove(run, index, progress(number))
                 yield
-            self._proven = True
+            self._proven, self._unfit = True, verdict
         if self._unfit:
             return
         self._own.take_over(run)
@@ -96,13 +97,13 @@ class SharedStep:
         self._graphed.close()
         self._own.close()
 
-    def _prove(self, run: Run, index: Tensor, progress: float) -> None:
+    def _prove(self, run: Run, index: Tensor, progress: float) -> str:
         """One of the first steps ever, by the run's own networks: what these keep to themselves nobody could copy out of others.
 
-        The last of them says whether they do: the first may prepare what the later ones use.
+        Why it cannot be recorded, if so; the last of them counts, since the first may prepare what the later ones use.
         """
         run.step.dial(progress)
-        self._unfit = rehearse(lambda: self._launched(run.step, index), index.device.type, run.parts)
+        return rehearse(lambda: self._launched(run.step, index), index.device.type, run.parts)
 
     def _launched(self, step: Step, index: Tensor) -> None:
         with TURNS.together():
