@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 
 from autokd.core.data import Resident, Rows
 from autokd.core.dials import structure
-from autokd.core.held import Held, form_of
+from autokd.core.held import Buffers, Held, form_of
 from autokd.core.recording import Capture
 from autokd.core.replay import Replay
 from autokd.core.run import Run
@@ -26,9 +26,7 @@ class Pool:
         self._capture, self._most = capture, most
         self._steps: OrderedDict[Hashable, SharedStep] = OrderedDict()
         self._refused: dict[Hashable, str] = {}  # structures that cannot be recorded, and why
-        self._buffers: WeakValueDictionary = (
-            WeakValueDictionary()
-        )  # of tapes; they go with the last step that reads them
+        self._buffers: Buffers = WeakValueDictionary()  # of tapes; they go with the last step that reads them
 
     def __len__(self) -> int:
         return len(self._steps)

@@ -49,7 +49,9 @@ class Run:
         self.recipe, self.seed, self.epoch, self.setting = recipe, seed, 0, setting
         self.dials = Dials(recipe, setting.device) if shared else None
         self._made_of = (data, task, teacher, example)
-        self.fed_because = ""  # why a GPU's recorded steps begin at the finished batch, if they do
+        self.fed_because = (
+            ""  # why a GPU's steps are not whole ones, which begin at the indices of a batch, if they are not
+        )
         self.history: list[dict[str, Any]] = []
         classes = {term.objective: resolve_objective(term.objective) for term in recipe.terms}
         needs = NEEDS_LOGITS.union(*(cls.needs for cls in classes.values()))
@@ -77,9 +79,9 @@ class Run:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Why a GPU's steps are not captured, or not as a whole, if they are not."""
+        """Why a GPU's steps are not captured from the indices of a batch on, or not at all, if they are not."""
         uncaptured = "" if self.captured is None else self.captured.note
-        fed = f"the step's CUDA graph begins at the finished batch: {self.fed_because}" if self.fed_because else ""
+        fed = f"no CUDA graph of whole steps: {self.fed_because}" if self.fed_because else ""
         return tuple(note for note in (fed, uncaptured) if note)
 
     def train(self, batch: Batch, taught: Outputs | None, progress: float) -> None:

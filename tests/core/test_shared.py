@@ -278,7 +278,7 @@ def fed(its_core: TrainingCore, of: Recipe) -> tuple[str, ...]:
 
 
 def why(notes: tuple[str, ...]) -> str:
-    prefix = "the step's CUDA graph begins at the finished batch: "
+    prefix = "no CUDA graph of whole steps: "
     (note,) = [note for note in notes if note.startswith(prefix)]
     return note.removeprefix(prefix)
 
