@@ -11,10 +11,11 @@ from autokd.core.device import Setting
 from autokd.core.replay import Replay, to_record
 from autokd.objectives.features import attention
 from autokd.protocols import Batch, Outputs, Shapes
+from autokd.students.norm import switch
 from autokd.students.tap import Tap
 
 LOGITS = frozenset({"logits"})
-BLOCK = {"cpu": 256, "cuda": 4096}  # rows per pass where the number is free
+BLOCK = {"cpu": 64, "cuda": 4096}  # rows per pass where the number is free
 SAME = 1e-3  # relative difference of two passes over the same rows that is rounding, and no dropout
 FEW = 4  # rows of another batch: a teacher that normalises by its batch says something else of them
 AGREE, ROUNDING = 0.1, 0.01  # of the logits' spread, and of themselves: far above rounding, far below another teacher
@@ -26,6 +27,7 @@ class LiveTeacher:
     def __init__(self, module: nn.Module, example: Tensor, setting: Setting) -> None:
         self.setting, self._example = setting, example
         self.module = module.to(setting.device).to(memory_format=setting.memory_format).eval().requires_grad_(False)
+        switch(self.module, setting.fused_norm)
         self._taps: dict[frozenset[str], Tap] = {}
         self._one_at_a_time = Lock()  # lanes of one GPU share the teacher
         self.shapes: Shapes = self._tap(LOGITS).shapes
@@ -46,7 +48,8 @@ class LiveTeacher:
         return torch.allclose(first, second, rtol=0, atol=near, equal_nan=True) and agree(few, first[:FEW])
 
     def close(self) -> None:
-        """Take the hooks off the module: it is the user's."""
+        """Take the hooks off the module and leave its batch norms to torch: it is the user's."""
+        switch(self.module, False)
         for tap in self._taps.values():
             tap.close()
         self._taps.clear()

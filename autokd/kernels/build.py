@@ -99,5 +99,7 @@ def _declared(compiled: ctypes.CDLL) -> ctypes.CDLL:
         word,
     ]
     compiled.norm_backward.argtypes = [word, *[pointer] * 5, count, count, *[pointer] * 6, word]
-    compiled.norm_forward.restype = compiled.norm_backward.restype = None
+    compiled.norm_frozen.argtypes = [word, *[pointer] * 3, count, count, *[pointer] * 2, number, *[pointer] * 2, word]
+    for function in (compiled.norm_forward, compiled.norm_backward, compiled.norm_frozen):
+        function.restype = None
     return compiled

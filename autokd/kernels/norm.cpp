@@ -104,6 +104,15 @@ void normalise(const T* __restrict x, const T* __restrict residual, T* __restric
 }
 
 template <class T>
+void normalise_all(const T* x, const T* residual, T* y, int64_t n, int64_t channels, int64_t period, const float* scale,
+                   const float* shift, bool relu) {
+    const Floats scales = repeated(scale, channels, period), shifts = repeated(shift, channels, period);
+    const auto run = residual ? (relu ? normalise<T, true, true> : normalise<T, true, false>)
+                              : (relu ? normalise<T, false, true> : normalise<T, false, false>);
+    run(x, residual, y, n, period, scales.data(), shifts.data());
+}
+
+template <class T>
 void forward(const T* x, const T* residual, T* y, int64_t rows, int64_t channels, const float* weight, const float* bias, float eps,
              float momentum, float* running_mean, float* running_var, float* mean, float* inverse, bool relu) {
     const int64_t n = rows * channels, period = period_of(channels);
@@ -117,10 +126,18 @@ void forward(const T* x, const T* residual, T* y, int64_t rows, int64_t channels
         running_mean[j] += momentum * (mean[j] - running_mean[j]);
         running_var[j] += momentum * (unbiased - running_var[j]);
     }
-    const Floats scales = repeated(scale.data(), channels, period), shifts = repeated(shift.data(), channels, period);
-    const auto run = residual ? (relu ? normalise<T, true, true> : normalise<T, true, false>)
-                              : (relu ? normalise<T, false, true> : normalise<T, false, false>);
-    run(x, residual, y, n, period, scales.data(), shifts.data());
+    normalise_all(x, residual, y, n, channels, period, scale.data(), shift.data(), relu);
+}
+
+template <class T>
+void frozen(const T* x, const T* residual, T* y, int64_t rows, int64_t channels, const float* weight, const float* bias, float eps,
+            const float* running_mean, const float* running_var, bool relu) {
+    Floats scale(channels), shift(channels);
+    for (int64_t j = 0; j < channels; ++j) {
+        scale[j] = weight[j] / std::sqrt(running_var[j] + eps);
+        shift[j] = bias[j] - running_mean[j] * scale[j];
+    }
+    normalise_all(x, residual, y, rows * channels, channels, period_of(channels), scale.data(), shift.data(), relu);
 }
 
 enum Mask { NONE = 0, FROM_X = 1, FROM_Y = 2 };  // where ReLU let nothing through: nowhere, told by x alone, told by y
@@ -202,6 +219,17 @@ void norm_forward(int half, const void* x, const void* residual, void* y, int64_
     else
         forward(static_cast<const float*>(x), static_cast<const float*>(residual), static_cast<float*>(y), rows, channels, weight, bias,
                 eps, momentum, running_mean, running_var, mean, inverse, relu);
+}
+
+// Eval mode: the running statistics.
+void norm_frozen(int half, const void* x, const void* residual, void* y, int64_t rows, int64_t channels, const float* weight,
+                 const float* bias, float eps, const float* running_mean, const float* running_var, int relu) {
+    if (half)
+        frozen(static_cast<const bf16*>(x), static_cast<const bf16*>(residual), static_cast<bf16*>(y), rows, channels, weight, bias, eps,
+               running_mean, running_var, relu);
+    else
+        frozen(static_cast<const float*>(x), static_cast<const float*>(residual), static_cast<float*>(y), rows, channels, weight, bias,
+               eps, running_mean, running_var, relu);
 }
 
 // `mask` is a Mask. With FROM_Y, `y` is read and `kept` becomes the gradient of the residual; else both may be null.

@@ -15,9 +15,10 @@ NONE, FROM_X, FROM_Y = 0, 1, 2  # Mask in norm.cpp
 
 
 def fits(norm: nn.BatchNorm2d, x: Tensor, residual: Tensor | None) -> bool:
-    """Whether `fused_norm` can stand in for `norm` in training mode: one thread, images in channels_last, float statistics."""
+    """Whether `fused_norm` can stand in for `norm`: one thread, real images in channels_last, float statistics."""
     return (
-        x.device.type == "cpu"
+        type(x) is Tensor  # not one that stands for others while a network is exported
+        and x.device.type == "cpu"
         and torch.get_num_threads() == 1
         and _in_order(x)
         and x.numel() > x.shape[1]  # torch refuses a single row, in its own words
@@ -28,14 +29,30 @@ def fits(norm: nn.BatchNorm2d, x: Tensor, residual: Tensor | None) -> bool:
 
 
 def fused_norm(norm: nn.BatchNorm2d, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
-    """relu(norm(x) + residual) in training mode, (N, C, H, W) -> the same; running statistics are updated in place.
+    """relu(norm(x) + residual), (N, C, H, W) -> the same; in training mode running statistics are updated in place.
 
-    Sums are float32 and double, only the result is rounded to x's type: torch rounds after every operation.
+    In eval mode there is no way back: call it without gradients. Sums are float32 and double, only the result is rounded to x's type: torch rounds after every operation.
     Needs `fits`. Ioffe and Szegedy (ICML 2015).
     """
+    if not norm.training:
+        return _frozen(norm, x, residual, relu)
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
     return _Fused.apply(x, residual, norm.weight, norm.bias, norm, relu)
+
+
+def _frozen(norm: nn.BatchNorm2d, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    y = torch.empty_like(x)
+    _lib().norm_frozen(
+        x.dtype == torch.bfloat16,
+        *_pointers(x, residual, y),
+        *_sizes(x),
+        *_pointers(norm.weight, norm.bias),
+        norm.eps,
+        *_pointers(norm.running_mean, norm.running_var),
+        relu,
+    )
+    return y
 
 
 class _Fused(torch.autograd.Function):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -19,7 +20,7 @@ class BatchNorm(nn.BatchNorm2d):
         self.relu = relu
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        if self.fused and self.training and fits(self, x, residual):
+        if self.fused and (self.training or not torch.is_grad_enabled()) and fits(self, x, residual):
             return fused_norm(self, x, residual, self.relu)
         y = super().forward(x)
         if residual is not None:
@@ -31,10 +32,16 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 def fuse_norms(module: nn.Module) -> nn.Module:
-    """Let every batch norm of the network, a user's own as well, train with the kernel where it fits. Returns the network."""
+    """Let every batch norm of the network, a user's own as well, run with the kernel where it fits. Returns the network."""
     for part in module.modules():
         if type(part) is nn.BatchNorm2d:
             part.__class__ = BatchNorm  # same parameters, same buffers, no ReLU
-        if isinstance(part, BatchNorm):
-            part.fused = True
+    switch(module, True)
     return module
+
+
+def switch(module: nn.Module, on: bool) -> None:
+    """The same for the batch norms of shipped families alone, on or off: nothing in the network is replaced."""
+    for part in module.modules():
+        if isinstance(part, BatchNorm):
+            part.fused = on

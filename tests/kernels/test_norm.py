@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autokd.core.device import Setting, has_fused_norm
+from autokd.core.fingerprint import fingerprint
+from autokd.core.live import LiveTeacher
 from autokd.kernels import build
 from autokd.kernels.norm import fits, fused_norm
 from autokd.students.norm import BatchNorm, fuse_norms
+from tests.students.test_families import SHAPE as SMALL
+from tests.students.test_families import small
 from tests.tiny import core, images, order, recipe
 
 SHAPES = [(4, 1, 3, 3), (6, 5, 4, 4), (8, 16, 8, 8), (3, 24, 5, 7), (2, 100, 3, 3), (2, 256, 2, 2), (2, 333, 1, 3)]
@@ -123,12 +128,29 @@ def test_threads_and_odd_residuals_are_left_to_torch() -> None:
     assert not fits(norm, x, None)
 
 
-def test_eval_mode_and_a_single_row_behave_as_in_torch() -> None:
+@pytest.mark.parametrize(("residual", "relu"), KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_eval_mode_is_no_further_from_the_truth_than_torch(dtype: torch.dtype, residual: bool, relu: bool) -> None:
+    given = problem((6, 24, 5, 7), dtype, residual)
+    norm = nn.BatchNorm2d(24).eval()
+    norm.load_state_dict({**norm.state_dict(), "weight": given["weight"], "bias": given["bias"]})
+    norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2)
+    before = {name: tensor.clone() for name, tensor in norm.state_dict().items()}
+    with torch.no_grad():
+        ours, theirs = (call(norm, given["x"], given["r"], relu) for call in (fused_norm, by_torch))
+        r = None if given["r"] is None else given["r"].double()
+        truth = by_torch(copy.deepcopy(norm).double(), given["x"].double(), r, relu)
+    assert ours.dtype == dtype and off(ours, truth) <= 1.5 * off(theirs, truth) + 1e-6
+    assert all(torch.equal(tensor, before[name]) for name, tensor in norm.state_dict().items())
+
+
+def test_eval_mode_with_gradients_and_a_single_row_behave_as_in_torch() -> None:
     fused, plain = BatchNorm(4), nn.BatchNorm2d(4)
     fuse_norms(fused)
-    x = laid_out(torch.rand(2, 4, 3, 3))
+    x = laid_out(torch.rand(2, 4, 3, 3)).requires_grad_()
     fused(x), plain(x)
-    assert torch.allclose(fused.eval()(x), plain.eval()(x), atol=1e-6)
+    expected = torch.autograd.grad(plain.eval()(x).square().sum(), x)[0]
+    assert torch.allclose(torch.autograd.grad(fused.eval()(x).square().sum(), x)[0], expected, atol=1e-6)
     with pytest.raises(ValueError, match="more than 1 value"):
         fused.train()(laid_out(torch.rand(1, 4, 1, 1)))
 
@@ -174,6 +196,20 @@ def test_a_trial_trains_the_same_and_says_how(tmp_path: Path) -> None:
     plain, fused = ([log["loss"] for log in report.history] for report in reports)
     assert fused == pytest.approx(plain, rel=1e-3)
     assert [report.precision for report in reports] == ["fp32, channels_last", "fp32, channels_last, fused norm"]
+
+
+def test_a_teacher_is_run_with_it_and_given_back_as_it_was() -> None:
+    module = small("resnet")
+    name, x = fingerprint(module), torch.rand(6, *SMALL)
+    found = []
+    for fused in (False, True):
+        live = LiveTeacher(module, x[:2], Setting(fused_norm=fused))
+        assert {part.fused for part in module.modules() if isinstance(part, BatchNorm)} == {fused}
+        assert fingerprint(module) == name
+        found.append(live.outputs(x).logits)
+        live.close()
+    assert torch.allclose(*found, atol=1e-4)
+    assert not any(part.fused for part in module.modules() if isinstance(part, BatchNorm))
 
 
 @pytest.fixture
