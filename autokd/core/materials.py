@@ -15,7 +15,7 @@ from torch import nn
 from autokd.core.calibration import Calibrator
 from autokd.core.core import TrainingCore
 from autokd.core.data import to_float
-from autokd.core.device import Setting, candidates, fastest, time_of
+from autokd.core.device import Setting, candidates, fastest, has_fused_norm, time_of
 from autokd.core.gathering import FIRST_PATIENCE, Gathering
 from autokd.core.lanes import LaneCount
 from autokd.core.live import LiveTeacher
@@ -54,6 +54,7 @@ class Materials:
     def warm_up(self, device: str) -> None:
         """Load what a first step of training would: an optimiser alone imports torch._dynamo, a second or two."""
         GIVEN.update(self.given)
+        has_fused_norm(device)
         weight = nn.Parameter(torch.zeros(1, device=device))
         weight.sum().backward()
         optimiser([weight], OptimSpec(), device).step()
@@ -95,7 +96,8 @@ def calibrate(
     data: Data, teacher: nn.Module | None, recipe: Recipe, device: str, task: str = "classification"
 ) -> Measured:
     """The setting in which this machine is fastest, measured on `recipe`, and what it costs. Raises InputError."""
-    setting, teacher_seconds = _for_teacher(data, teacher, Setting(device))
+    base = Setting(device, fused_norm=has_fused_norm(device))
+    setting, teacher_seconds = _for_teacher(data, teacher, base)
     core = TrainingCore(data, teacher, Path(), setting, task)
     taken: dict[Setting, list[float]] = {}
 
