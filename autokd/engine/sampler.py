@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autokd.constraints import MEASURES, Cost, Limits
+from autokd.engine.acquisition import candidates, log_expected_improvement
+from autokd.engine.encoding import Encoding
 from autokd.engine.rungs import at_rung
+from autokd.engine.surrogate import surrogate
 from autokd.errors import ConstraintError, InputError
 from autokd.history import History, Trial
 from autokd.recipe import Recipe, StudentSpec, Value
@@ -54,6 +57,7 @@ class Sampler:
 
     def __init__(self, space: Space, limits: Limits, cost_of: Callable[[StudentSpec], Cost], seed: int) -> None:
         self.space, self.limits, self.cost_of, self.seed = space, limits, cost_of, seed
+        self.encoding = Encoding(space)
         self._exhausted = False
         self._recorded: dict[tuple[tuple[str, Value], ...], _Recorder] = {}
 
@@ -134,6 +138,14 @@ class Sampler:
         return point
 
     def _from_model(self, history: History, rung: int, number: int, seen: set[str]) -> Proposal | None:
+        model = surrogate(history, self.encoding)
+        if model is not None:
+            gen = np.random.default_rng([self.seed, number])
+            for row in candidates(self.encoding, model, lambda rows: log_expected_improvement(*model.predict(rows), model.best), gen)[:MODEL_CANDIDATES]:
+                found = self._accept(self.encoding.point(row), "model", seen)
+                if found is not None:
+                    return found
+            return None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Optuna calls multivariate and group experimental
             study = self._study(history, rung, seed=hash((self.seed, number)) & 0x7FFFFFFF)
@@ -151,7 +163,7 @@ class Sampler:
             return None
         if sum(trial.seconds for trial in tried) < MODEL_PAYS * visits:
             return None
-        enough = max(10, min(len(self.space.fields), 20) + 1)
+        enough = 6
         return next((rung for rung in reversed(history.rungs) if len(at_rung(history, rung)) >= enough), None)
 
     # ---- limits
