@@ -16,7 +16,9 @@ from autokd.space import Space
 from autokd.space_fields import PRIOR_SHARE, Field, Point, among, same
 
 Rows = NDArray[np.float64]
-INACTIVE = 0.5  # where a number is placed that does not exist: the middle, a choice: between two indices, so like no other
+INACTIVE = (
+    0.5  # where a number is placed that does not exist: the middle, a choice: between two indices, so like no other
+)
 MOST_LEVELS = 512  # integers of wider ranges are treated as floats until they are decoded
 
 

@@ -13,7 +13,7 @@ from autokd.budget import Budget
 from autokd.constraints import Cost, Limits
 from autokd.engine.controls import ROLES, final_id, final_recipes, final_seeds, next_final
 from autokd.engine.cost import epoch_seconds, makespan, recording_cost, relative_cost
-from autokd.engine.rungs import interrupted, leader, next_rung, promotable
+from autokd.engine.rungs import first_rung, interrupted, leader, next_rung, promotable
 from autokd.engine.sampler import Proposal, Sampler
 from autokd.errors import ConstraintError
 from autokd.history import History, Trial
@@ -121,7 +121,7 @@ class Engine:
             recipe=proposal.recipe,
             source=proposal.source,
             seed=self.seed,
-            to=history.rungs[0],
+            to=first_rung(proposal.recipe, history.rungs),
             cost=proposal.cost,
             point=proposal.point,
         )

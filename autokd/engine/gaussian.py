@@ -8,7 +8,7 @@ scales and the noise are searched for.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,9 +33,11 @@ class Process:
     """Fitted. `predict(rows, mean)` needs the same kind of mean as was handed to `fit`."""
 
     widths: NDArray[np.int64]
-    features: Rows
+    rows: Rows
+    values: Rows
     mean: Rows
-    log_lengths: Rows
+    lengths: Rows
+    features: Rows
     factor: Rows
     alpha: Rows
     variance: float
@@ -43,18 +45,23 @@ class Process:
 
     def predict(self, rows: Rows, mean: Rows) -> tuple[Rows, Rows]:
         """Mean and variance of what is below the noise."""
-        features = spread_out(rows, self.widths) / _per_feature(np.exp(self.log_lengths), self.widths)
-        squared = _squared(features, self.features)
-        cross = _matern(np.sqrt(squared)) + OFFSET + SLOPE * np.outer(mean, self.mean)
+        features = _scaled(rows, self.widths, self.lengths)
+        cross = _matern(np.sqrt(_squared(features, self.features))) + OFFSET + SLOPE * np.outer(mean, self.mean)
         solved = solve_triangular(self.factor, cross.T, lower=True, check_finite=False)
         own = 1 + OFFSET + SLOPE * mean**2
         return mean + cross @ self.alpha, self.variance * np.maximum(own - (solved**2).sum(0), 1e-9)
 
+    def imputed(self, rows: Rows, mean: Rows) -> Process:
+        """The same process had these rows turned out as it predicts: it is as sure of them as of what it has seen."""
+        rows_all, means = np.concatenate([self.rows, rows]), np.concatenate([self.mean, mean])
+        values = np.concatenate([self.values, self.predict(rows, mean)[0]])
+        extended = _conditioned(rows_all, values, means, self.widths, self.lengths, self.noise, 1.0)
+        return replace(extended, variance=self.variance)
+
 
 def fit(rows: Rows, values: Rows, mean: Rows, widths: NDArray[np.int64], scale: float = 1.0) -> Process:
     """A process around `mean`, `scale` being how far values typically lie from it."""
-    apart = _apart(rows, widths)
-    residual = values - mean
+    apart, residual = _apart(rows, widths), values - mean
     linear = OFFSET + SLOPE * np.outer(mean, mean)
     columns = rows.shape[1]
     centre = np.array([*[math.log(LENGTH * math.sqrt(columns / 4))] * columns, math.log(NOISE)])
@@ -68,20 +75,19 @@ def fit(rows: Rows, values: Rows, mean: Rows, widths: NDArray[np.int64], scale: 
         bounds=[*[BOUNDS] * columns, NOISE_BOUNDS],
         options={"maxiter": STEPS},
     ).x
-    return _conditioned(rows, residual, mean, widths, found, scale)
+    return _conditioned(rows, values, mean, widths, np.exp(found[:-1]), math.exp(found[-1]), scale)
 
 
 def _conditioned(
-    rows: Rows, residual: Rows, mean: Rows, widths: NDArray[np.int64], theta: Rows, scale: float
+    rows: Rows, values: Rows, mean: Rows, widths: NDArray[np.int64], lengths: Rows, noise: float, scale: float
 ) -> Process:
-    noise, log_lengths = math.exp(theta[-1]), theta[:-1]
-    features = spread_out(rows, widths) / _per_feature(np.exp(log_lengths), widths)
+    features = _scaled(rows, widths, lengths)
     kernel = _matern(np.sqrt(_squared(features, features))) + OFFSET + SLOPE * np.outer(mean, mean)
     kernel[np.diag_indices(len(rows))] += noise
     factor = cholesky(kernel, lower=True, check_finite=False)
-    alpha = cho_solve((factor, True), residual, check_finite=False)
-    variance = (SHAPE * scale**2 + 0.5 * residual @ alpha) / (SHAPE + 0.5 * len(rows))
-    return Process(widths, features, mean, log_lengths, factor, alpha, float(variance), noise)
+    alpha = cho_solve((factor, True), values - mean, check_finite=False)
+    variance = (SHAPE * scale**2 + 0.5 * (values - mean) @ alpha) / (SHAPE + 0.5 * len(rows))
+    return Process(widths, rows, values, mean, lengths, features, factor, alpha, float(variance), noise)
 
 
 def _loss(
@@ -122,8 +128,8 @@ def spread_out(rows: Rows, widths: NDArray[np.int64]) -> Rows:
     return np.concatenate(parts, axis=1)
 
 
-def _per_feature(lengths: Rows, widths: NDArray[np.int64]) -> Rows:
-    return np.repeat(lengths, np.maximum(widths, 1))
+def _scaled(rows: Rows, widths: NDArray[np.int64], lengths: Rows) -> Rows:
+    return spread_out(rows, widths) / np.repeat(lengths, np.maximum(widths, 1))
 
 
 def _squared(a: Rows, b: Rows) -> Rows:

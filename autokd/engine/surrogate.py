@@ -1,25 +1,27 @@
 """What the engine believes about recipes it has not tried: one Gaussian process per rung, each around the one below.
 
-A rung's values are turned into scores by their order alone (`scores`): at the first rung normal scores, at every other the scores its
-trials had below, dealt out anew in the order found here. So scores mean the same at all rungs though values do not, an outlier is
+A rung's values are turned into scores by their order alone (`scores`): at the first rung normal scores, those of the worse half drawn
+together, at every other the scores its trials had below, dealt out anew in the order found here. So scores mean the same at all rungs though values do not, an outlier is
 no more than a last place, and several objectives only have to agree on an order. The process of a rung is fitted to the scores there
 around the prediction of the rung below, which it may stretch (co-kriging, Kennedy and O'Hagan 2000).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from statistics import fmean
 
 import numpy as np
 from scipy.special import ndtri
 
 from autokd.engine.encoding import Encoding, Rows
 from autokd.engine.gaussian import Process, fit
-from autokd.engine.rungs import at_rung
+from autokd.engine.rungs import at_rung, best_and_newest, failed_towards
 from autokd.history import History, Trial
 
 LEAST = 3  # trials at a rung above the first for it to get a process of its own
+LOWER_HALF = 0.3  # how far the scores of the worse half are apart, compared with those of the better half
 MOST = 100  # trials a process is fitted to, the best and the newest
 DEPARTURE = 0.5  # typical distance of the scores of a rung from what the rung below predicts
 
@@ -45,35 +47,47 @@ def surrogate(history: History, encoding: Encoding) -> Surrogate | None:
     """Fitted to a history; None while the first rung has too few trials."""
     processes: list[Process] = []
     scored: dict[str, float] = {}
-    rows = np.empty((0, 0))
+    tried = encoding.rows([])
+    waiting = [trial for trial in history.running if trial.role == "search"]
     for rung in history.rungs:
         scored = scores(history, rung, scored)
-        chosen = _best_and_newest([history.trials[name] for name in scored])
+        chosen = best_and_newest([history.trials[name] for name in scored], MOST)
         if len(chosen) < LEAST:
             break
-        rows = encoding.rows([trial.point for trial in chosen])
+        tried = encoding.rows([trial.point for trial in chosen])
         values = np.array([scored[trial.id] for trial in chosen])
-        processes.append(fit(rows, values, _mean(processes, rows), encoding.widths, DEPARTURE if processes else 1.0))
+        process = fit(tried, values, _mean(processes, tried), encoding.widths, DEPARTURE if processes else 1.0)
+        pending = encoding.rows([trial.point for trial in waiting if trial.id not in scored][-MOST:])
+        processes.append(process.imputed(pending, _mean(processes, pending)) if len(pending) else process)
     if not processes:
         return None
-    fitted = Surrogate(tuple(processes), rows, 0.0)
-    return Surrogate(fitted.processes, rows, float(fitted.predict(rows)[0].max()))
+    fitted = Surrogate(tuple(processes), tried, 0.0)
+    return replace(fitted, best=float(fitted.predict(tried)[0].max()))
 
 
 def scores(history: History, rung: int, below: dict[str, float]) -> dict[str, float]:
     """Trial -> score at one rung, best first; `below` are the scores of the rung below, empty at the first.
 
-    Trials that failed on the way here come last.
+    Trials that failed on the way here come last. Equal trials have equal scores.
     """
-    reached = at_rung(history, rung)
-    failed = [t for t in history.in_role("search") if t.state == "failed" and (rung in t.values or t.to == rung)]
-    order = [trial.id for trial in (*reached, *failed)]
-    known = [below[name] for name in order if name in below]
-    if len(known) == len(order):
-        dealt: Sequence[float] = sorted(known, reverse=True)
+    order = [*at_rung(history, rung), *failed_towards(history, rung)]
+    if not order:
+        return {}
+    dealt = sorted((below[trial.id] for trial in order if trial.id in below), reverse=True)
+    if dealt:  # those that skipped the rung below are dealt in between
+        places = (np.arange(len(order)) + 0.5) / len(order) * len(dealt) - 0.5
+        found = np.interp(places, np.arange(len(dealt)), dealt)
     else:
-        dealt = ndtri(1 - (np.arange(len(order)) + 0.5) / max(1, len(order)))
-    return dict(zip(order, map(float, dealt), strict=True))
+        normal = ndtri(1 - (np.arange(len(order)) + 0.5) / len(order))
+        found = np.where(normal > 0, normal, LOWER_HALF * normal)
+    alike: dict[object, list[float]] = defaultdict(list)
+    for trial, score in zip(order, found, strict=True):
+        alike[_outcome(trial, rung)].append(float(score))
+    return {trial.id: fmean(alike[_outcome(trial, rung)]) for trial in order}
+
+
+def _outcome(trial: Trial, rung: int) -> object:
+    return "failed" if trial.state == "failed" else trial.values[rung]
 
 
 def _mean(processes: list[Process], rows: Rows) -> Rows:
@@ -81,10 +95,3 @@ def _mean(processes: list[Process], rows: Rows) -> Rows:
     for process in processes:
         mean, _ = process.predict(rows, mean)
     return mean
-
-
-def _best_and_newest(ranked: list[Trial]) -> list[Trial]:
-    """At most MOST trials in their order: the best half, and of the others the newest."""
-    half = MOST // 2
-    newest = {trial.id for trial in sorted(ranked[half:], key=lambda trial: trial.started)[-half:]}
-    return [trial for place, trial in enumerate(ranked) if place < half or trial.id in newest]
