@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri
 
 from autokd.recipe import Value
 from autokd.space import Space
@@ -70,9 +71,8 @@ class Encoding:
             if entry.kind == "choice":
                 drawn[:, place] = _drawn_choices(entry, rng, count)
             elif entry.prior is not None:
-                near = rng.normal(entry.unit(float(entry.prior)), entry.spread, count)
-                likely = (rng.random(count) < PRIOR_SHARE) & (near >= 0) & (near <= 1)
-                drawn[likely, place] = near[likely]
+                near = _drawn_near(entry.unit(float(entry.prior)), entry.spread, rng, count)
+                drawn[:, place] = np.where(rng.random(count) < PRIOR_SHARE, near, drawn[:, place])
         return self.settle(drawn)
 
     def vary(self, rng: np.random.Generator, rows: Rows, scale: float) -> Rows:
@@ -118,8 +118,15 @@ def _nearest(levels: Rows, places: Rows) -> Rows:
     return np.asarray(levels[np.searchsorted(between, places)])
 
 
+def _drawn_near(centre: float, spread: float, rng: np.random.Generator, count: int) -> Rows:
+    """From a normal distribution that is cut off at 0 and 1."""
+    below, above = ndtr((np.array([0.0, 1.0]) - centre) / spread)
+    return np.asarray(np.clip(centre + spread * ndtri(rng.uniform(below, above, count)), 0.0, 1.0))
+
+
 def _drawn_choices(entry: Field, rng: np.random.Generator, count: int) -> NDArray[np.int64]:
-    drawn = rng.integers(len(entry.choices), size=count)
     if entry.prior is None:
-        return drawn
-    return np.where(rng.random(count) < PRIOR_SHARE, int(_place(entry, entry.prior)), drawn)
+        return rng.integers(len(entry.choices), size=count)
+    likely = int(_place(entry, entry.prior))
+    others = rng.integers(1, len(entry.choices), size=count)
+    return np.where(rng.random(count) < PRIOR_SHARE, likely, (likely + others) % len(entry.choices))

@@ -46,7 +46,9 @@ class Process:
     def predict(self, rows: Rows, mean: Rows) -> tuple[Rows, Rows]:
         """Mean and variance of what is below the noise."""
         features = _scaled(rows, self.widths, self.lengths)
-        cross = _matern(np.sqrt(_squared(features, self.features))) + OFFSET + SLOPE * np.outer(mean, self.mean)
+        cross = (
+            _matern(np.sqrt(squared_distances(features, self.features))) + OFFSET + SLOPE * np.outer(mean, self.mean)
+        )
         solved = solve_triangular(self.factor, cross.T, lower=True, check_finite=False)
         own = 1 + OFFSET + SLOPE * mean**2
         return mean + cross @ self.alpha, self.variance * np.maximum(own - (solved**2).sum(0), 1e-9)
@@ -82,7 +84,7 @@ def _conditioned(
     rows: Rows, values: Rows, mean: Rows, widths: NDArray[np.int64], lengths: Rows, noise: float, scale: float
 ) -> Process:
     features = _scaled(rows, widths, lengths)
-    kernel = _matern(np.sqrt(_squared(features, features))) + OFFSET + SLOPE * np.outer(mean, mean)
+    kernel = _matern(np.sqrt(squared_distances(features, features))) + OFFSET + SLOPE * np.outer(mean, mean)
     kernel[np.diag_indices(len(rows))] += noise
     factor = cholesky(kernel, lower=True, check_finite=False)
     alpha = cho_solve((factor, True), values - mean, check_finite=False)
@@ -132,13 +134,13 @@ def _scaled(rows: Rows, widths: NDArray[np.int64], lengths: Rows) -> Rows:
     return spread_out(rows, widths) / np.repeat(lengths, np.maximum(widths, 1))
 
 
-def _squared(a: Rows, b: Rows) -> Rows:
+def squared_distances(a: Rows, b: Rows) -> Rows:
     return np.asarray(np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1)[None, :] - 2 * a @ b.T, 0.0))
 
 
 def _apart(rows: Rows, widths: NDArray[np.int64]) -> Rows:
     """Squared distances between rows, one matrix per column."""
-    return np.stack([_squared(part, part) for part in _columns(rows, widths)])
+    return np.stack([squared_distances(part, part) for part in _columns(rows, widths)])
 
 
 def _columns(rows: Rows, widths: NDArray[np.int64]) -> list[Rows]:

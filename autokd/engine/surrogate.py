@@ -8,9 +8,7 @@ around the prediction of the rung below, which it may stretch (co-kriging, Kenne
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass, replace
-from statistics import fmean
 
 import numpy as np
 from scipy.special import ndtri
@@ -18,7 +16,7 @@ from scipy.special import ndtri
 from autokd.engine.encoding import Encoding, Rows
 from autokd.engine.gaussian import Process, fit
 from autokd.engine.rungs import at_rung, best_and_newest, failed_towards
-from autokd.history import History, Trial
+from autokd.history import History
 
 LEAST = 3  # trials at a rung above the first for it to get a process of its own
 LOWER_HALF = 0.3  # how far the scores of the worse half are apart, compared with those of the better half
@@ -68,26 +66,20 @@ def surrogate(history: History, encoding: Encoding) -> Surrogate | None:
 def scores(history: History, rung: int, below: dict[str, float]) -> dict[str, float]:
     """Trial -> score at one rung, best first; `below` are the scores of the rung below, empty at the first.
 
-    Trials that failed on the way here come last. Equal trials have equal scores.
+    Trials that failed on the way here come last. Equal trials have one place and one score.
     """
     order = [*at_rung(history, rung), *failed_towards(history, rung)]
-    if not order:
-        return {}
+    alike: dict[object, list[str]] = {}  # outcome -> trials, best first
+    for trial in order:
+        alike.setdefault("failed" if trial.state == "failed" else trial.values[rung], []).append(trial.id)
+    places = (np.arange(len(alike)) + 0.5) / max(1, len(alike))
     dealt = sorted((below[trial.id] for trial in order if trial.id in below), reverse=True)
     if dealt:  # those that skipped the rung below are dealt in between
-        places = (np.arange(len(order)) + 0.5) / len(order) * len(dealt) - 0.5
-        found = np.interp(places, np.arange(len(dealt)), dealt)
+        found = np.interp(places * len(dealt) - 0.5, np.arange(len(dealt)), dealt)
     else:
-        normal = ndtri(1 - (np.arange(len(order)) + 0.5) / len(order))
+        normal = ndtri(1 - places)
         found = np.where(normal > 0, normal, LOWER_HALF * normal)
-    alike: dict[object, list[float]] = defaultdict(list)
-    for trial, score in zip(order, found, strict=True):
-        alike[_outcome(trial, rung)].append(float(score))
-    return {trial.id: fmean(alike[_outcome(trial, rung)]) for trial in order}
-
-
-def _outcome(trial: Trial, rung: int) -> object:
-    return "failed" if trial.state == "failed" else trial.values[rung]
+    return {name: float(score) for names, score in zip(alike.values(), found, strict=True) for name in names}
 
 
 def _mean(processes: list[Process], rows: Rows) -> Rows:
