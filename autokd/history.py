@@ -62,6 +62,7 @@ class History:
     final_seeds: tuple[int, ...] = ()
     tests: list[dict[str, Any]] = field(default_factory=list)
     finished: str | None = None  # the reason, once finished
+    _in_role: dict[tuple[str, ...], tuple[int, list[Trial]]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def replay(cls, events: Iterable[Event]) -> History:
@@ -83,7 +84,12 @@ class History:
         return sorted(chosen, key=lambda trial: trial.seed)
 
     def in_role(self, *roles: str) -> list[Trial]:
-        return [trial for trial in self.trials.values() if trial.role in roles]
+        """Trials in the order in which they began. Kept until another begins, since a trial never changes its role."""
+        count, chosen = self._in_role.get(roles, (0, []))
+        if count != len(self.trials):
+            chosen = [trial for trial in self.trials.values() if trial.role in roles]
+            self._in_role[roles] = (len(self.trials), chosen)
+        return list(chosen)
 
     @property
     def running(self) -> list[Trial]:

@@ -25,6 +25,7 @@ SHAPE = 2.0  # of the inverse gamma: as much weight as four observations
 OFFSET = 1.0  # prior variance of the unknown constant, over that of the signal
 SLOPE = 0.25  # prior variance of the factor on the mean that is handed in, around 1
 STEPS = 15  # of the search for length scales
+MOST_FITTED = 64  # rows that length scales are fitted to; of more, every second or third
 ROOT5 = math.sqrt(5.0)
 
 
@@ -63,8 +64,9 @@ class Process:
 
 def fit(rows: Rows, values: Rows, mean: Rows, widths: NDArray[np.int64], scale: float = 1.0) -> Process:
     """A process around `mean`, `scale` being how far values typically lie from it."""
-    apart, residual = _apart(rows, widths), values - mean
-    linear = OFFSET + SLOPE * np.outer(mean, mean)
+    few = slice(None, None, math.ceil(len(rows) / MOST_FITTED))
+    apart, residual = _apart(rows[few], widths), (values - mean)[few]
+    linear = OFFSET + SLOPE * np.outer(mean[few], mean[few])
     columns = rows.shape[1]
     centre = np.array([*[math.log(LENGTH * math.sqrt(columns / 4))] * columns, math.log(NOISE)])
     spread = np.array([*[LENGTH_SPREAD] * columns, NOISE_SPREAD])

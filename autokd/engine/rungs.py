@@ -34,9 +34,9 @@ def next_rung(rungs: tuple[int, ...], epoch: int) -> int | None:
     return next((rung for rung in rungs if rung > epoch), None)
 
 
-def standing(trial: Trial, rung: int) -> tuple[float, float, int]:
+def standing(trial: Trial, rung: int) -> tuple[tuple[float, float], int]:
     """Sort key at one rung, best is largest: value, tiebreak, then the smaller student."""
-    return (*trial.values[rung], -trial.params)
+    return trial.values[rung], -trial.params
 
 
 def at_rung(history: History, rung: int) -> list[Trial]:

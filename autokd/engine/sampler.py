@@ -151,8 +151,9 @@ class Sampler:
             yield from self.tpe.points(history, self._tpe_rung(history), int(rng.integers(2**31)))
         believed = surrogate(history, self.encoding)
         if believed is not None:
-            costs = CostModel.fitted(history, self.encoding)
-            for row in candidates(self.encoding, believed, costs, thrift(history), rng):
+            power = thrift(history)
+            costs = CostModel.fitted(history, self.encoding) if power else None
+            for row in candidates(self.encoding, believed, costs, power, rng):
                 yield self._shrunk_row(row)
 
     def _tpe_rung(self, history: History) -> int:

@@ -20,7 +20,8 @@ from autokd.history import History
 
 LEAST = 3  # trials at a rung above the first for it to get a process of its own
 LOWER_HALF = 0.3  # how far the scores of the worse half are apart, compared with those of the better half
-MOST = 100  # trials a process is fitted to, the best and the newest
+CONSIDERED = 1000  # trials of a rung that are given scores, the best and the newest
+MOST = 100  # of these, that a process is fitted to
 DEPARTURE = 0.5  # typical distance of the scores of a rung from what the rung below predicts
 
 
@@ -66,9 +67,9 @@ def surrogate(history: History, encoding: Encoding) -> Surrogate | None:
 def scores(history: History, rung: int, below: dict[str, float]) -> dict[str, float]:
     """Trial -> score at one rung, best first; `below` are the scores of the rung below, empty at the first.
 
-    Trials that failed on the way here come last. Equal trials have one place and one score.
+    Trials that failed on the way here come last. Equal trials have one place and one score. Of very many, the best and the newest.
     """
-    order = [*at_rung(history, rung), *failed_towards(history, rung)]
+    order = best_and_newest([*at_rung(history, rung), *failed_towards(history, rung)], CONSIDERED)
     alike: dict[object, list[str]] = {}  # outcome -> trials, best first
     for trial in order:
         alike.setdefault("failed" if trial.state == "failed" else trial.values[rung], []).append(trial.id)
