@@ -10,7 +10,7 @@ from autokd.history import History, Trial
 from autokd.recipe import Recipe
 
 ETA = 3
-PROMOTE_FROM = 6  # trials at a rung: the best of the first three are too often not worth what follows
+PROMOTE_FROM = 6  # trials at the first rung: the best of the very first three is too often not worth what follows
 SLOW = {  # objectives whose order at a ninth of the epochs says little about the end -> rungs left out
     "crd": 1,  # Kendall's tau to the end .18 at 10 % of the epochs, .49 at 25 % (MobileNetV2, tables of MFKD)
     "pkt": 1,  # .29 and .51, likewise
@@ -60,7 +60,8 @@ def promotable(history: History, eta: int = ETA) -> Trial | None:
         reached = at_rung(history, rung)
         count = len(reached) + len(failed_towards(history, rung))
         went_on = {trial.values[rung] for trial in reached if trial.to > rung}
-        for trial in reached[: count // eta if count >= PROMOTE_FROM else 0]:
+        enough = rung > history.rungs[0] or count >= PROMOTE_FROM
+        for trial in reached[: count // eta if enough else 0]:
             if trial.state == "paused" and trial.epoch == rung and trial.values[rung] not in went_on:
                 return trial
     return None

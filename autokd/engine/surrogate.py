@@ -69,18 +69,21 @@ def scores(history: History, rung: int, below: dict[str, float]) -> dict[str, fl
 
     Trials that failed on the way here come last. Equal trials have one place and one score. Of very many, the best and the newest.
     """
-    order = best_and_newest([*at_rung(history, rung), *failed_towards(history, rung)], CONSIDERED)
+    reached = best_and_newest(at_rung(history, rung), CONSIDERED)
+    lost = failed_towards(history, rung)[-MOST:]
     alike: dict[object, list[str]] = {}  # outcome -> trials, best first
-    for trial in order:
-        alike.setdefault("failed" if trial.state == "failed" else trial.values[rung], []).append(trial.id)
-    places = (np.arange(len(alike)) + 0.5) / max(1, len(alike))
-    dealt = sorted((below[trial.id] for trial in order if trial.id in below), reverse=True)
+    for trial in reached:
+        alike.setdefault(trial.values[rung], []).append(trial.id)
+    places = (np.arange(len(alike)) + 0.5) / max(1, len(alike) + bool(lost))
+    dealt = sorted((below[trial.id] for trial in reached if trial.id in below), reverse=True)
     if dealt:  # those that skipped the rung below are dealt in between
-        found = np.interp(places * len(dealt) - 0.5, np.arange(len(dealt)), dealt)
+        found = np.interp(np.linspace(0, len(dealt) - 1, len(alike)), np.arange(len(dealt)), dealt)
     else:
         normal = ndtri(1 - places)
         found = np.where(normal > 0, normal, LOWER_HALF * normal)
-    return {name: float(score) for names, score in zip(alike.values(), found, strict=True) for name in names}
+    scored = {name: float(score) for names, score in zip(alike.values(), found, strict=True) for name in names}
+    worst = min(scored.values(), default=0.0) - LOWER_HALF
+    return scored | {trial.id: worst for trial in lost}
 
 
 def _mean(processes: list[Process], rows: Rows) -> Rows:

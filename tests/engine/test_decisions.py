@@ -38,20 +38,28 @@ def test_rungs_rise_to_the_longest(longest: int) -> None:
     assert next_rung(rungs, 0) == rungs[0] and next_rung(rungs, longest) is None
 
 
+def test_nothing_is_promoted_before_six_trials_came_to_the_first_rung() -> None:
+    few = [trial(f"t{n}", e2=n / 10) for n in range(5)]
+    assert promotable(history(*few)) is None
+    assert promotable(history(*few, trial("f", state="failed"))) is few[4]
+    above = [trial(f"h{n}", e2=0.5, e6=n / 10, to=6) for n in range(3)]
+    assert promotable(history(*above)) is above[2], "further up three are enough"
+
+
 def test_failed_trials_count_in_the_rung_but_are_never_promoted() -> None:
-    good = [trial("a", e2=0.9), trial("b", e2=0.8), trial("c", e2=0.7)]
+    good = [trial("a", e2=0.9), trial("b", e2=0.8), trial("c", e2=0.7), *(trial(f"r{n}", e2=0.1) for n in range(3))]
     heading = [trial(f"f{n}", state="failed") for n in range(3)]
     assert promotable(history(*good)) is good[0]
-    good[0].epoch, good[0].to = 2, 6
-    good[0].state = "running"
+    for on in good[:2]:
+        on.epoch, on.to, on.state = 2, 6, "running"  # type: ignore[assignment]
     assert promotable(history(*good)) is None
-    assert promotable(history(*good, *heading)) is good[1], "six came to the rung, so that two go on"
+    assert promotable(history(*good, *heading)) is good[2], "nine came to the rung, so that three go on"
     good[0].state = "failed"
-    assert promotable(history(*good, *heading)) is good[1], "one that failed further up is passed over"
+    assert promotable(history(*good, *heading)) is good[2], "one that failed further up is passed over"
 
 
 def test_the_highest_rung_is_looked_at_first_and_ties_go_to_the_smaller() -> None:
-    low = [trial("a", e2=0.9), trial("b", e2=0.9, params=5), trial("c", e2=0.1)]
+    low = [trial("a", e2=0.9), trial("b", e2=0.9, params=5), *(trial(f"r{n}", e2=0.1) for n in range(4))]
     high = [trial(f"h{n}", e2=0.5, e6=0.6 + n / 10, to=6) for n in range(3)]
     assert promotable(history(*low, *high)) is high[2]
     assert promotable(history(*low)) is low[1]
@@ -61,9 +69,10 @@ def test_the_highest_rung_is_looked_at_first_and_ties_go_to_the_smaller() -> Non
 
 def test_a_trial_cut_off_between_rungs_counts_where_it_has_been() -> None:
     cut = trial("a", e2=0.9, e4=0.95, to=6)
-    others = [trial("b", e2=0.5), trial("c", e2=0.4)]
-    found = history(cut, *others)
-    assert promotable(found) is None, "the best third is the one that was cut off"
+    others = [trial("b", e2=0.5), *(trial(f"c{n}", e2=0.4) for n in range(3))]
+    assert promotable(history(cut, *others)) is None, "too few"
+    found = history(cut, *others, trial("d", e2=0.3))
+    assert promotable(found) is others[0], "of the two best one was cut off"
     assert leader(found) is cut
     assert leader(history(trial("d", e1=0.3), trial("e", e1=0.4))).id == "e"  # type: ignore[union-attr]
     assert leader(history(trial("f", state="failed", e2=0.9))) is None
@@ -71,12 +80,13 @@ def test_a_trial_cut_off_between_rungs_counts_where_it_has_been() -> None:
 
 def test_a_twin_of_a_trial_that_went_on_stays_where_it_is() -> None:
     first, twin, other = trial("a", e2=0.9), trial("b", e2=0.9), trial("c", e2=0.8)
-    rest = [trial(f"r{n}", e2=n / 10) for n in range(3)]
+    rest = [trial(f"r{n}", e2=n / 10) for n in range(7)]
     first.state, first.to = "running", 6
-    assert promotable(history(first, twin, *rest)) is None, "two of six may go on, but the second is the first again"
-    assert promotable(history(first, other, *rest)) is None
-    assert promotable(history(first, other, *rest, trial("s", e2=0.0))) is other
-    assert promotable(history(first, twin, other, *rest, *(trial(f"s{n}", e2=0.0) for n in range(3)))) is other
+    assert promotable(history(first, twin, *rest[:4])) is None, (
+        "two of six may go on, but the second is the first again"
+    )
+    assert promotable(history(first, other, *rest[:4])) is other
+    assert promotable(history(first, twin, other, *rest[:6])) is other, "of nine, the third"
 
 
 @pytest.mark.parametrize(

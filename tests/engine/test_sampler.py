@@ -74,18 +74,18 @@ def proposed(sampler: Sampler, history: History, count: int) -> list[Point]:
 
 
 def test_scores_are_places_on_one_scale_over_all_rungs(tmp_path: Path) -> None:
-    found = Run(tmp_path, budget("trials", 60), world={"fail": failing(0.25)})().history
+    found = Run(tmp_path, budget("trials", 40), world={"fail": failing(0.25)})().history
     below: dict[str, float] = {}
     for rung in RUNGS:
         scored = scores(found, rung, below)
         order = [trial.id for trial in at_rung(found, rung)]
         assert [scored[name] for name in order] == sorted((scored[name] for name in order), reverse=True)
         failed = failed_towards(found, rung)
-        assert all(scored[trial.id] <= min(scored[name] for name in order) for trial in failed)
+        assert all(scored[trial.id] < min(scored[name] for name in order) for trial in failed)
         if below:
-            assert sorted(scored.values()) == pytest.approx(sorted(below[name] for name in scored))
+            assert sorted(scored[name] for name in order) == pytest.approx(sorted(below[name] for name in order))
         below = scored
-    assert failed_towards(found, RUNGS[0]) and len(below) >= 3
+    assert failed_towards(found, RUNGS[0]) and len(below) >= 2
 
 
 def test_scores_look_at_the_order_alone() -> None:
@@ -187,16 +187,16 @@ def test_no_recipe_is_proposed_twice_even_where_few_are_left(tmp_path: Path) -> 
 
 
 def test_the_model_keeps_to_limits_that_few_satisfy(tmp_path: Path) -> None:
-    run = Run(tmp_path, budget("trials", 40), limits=Limits(params=300))()
+    run = Run(tmp_path, budget("trials", 25), limits=Limits(params=300))()
     tried = run.history.in_role("search")
     assert all(trial.params <= 300 for trial in tried)
-    sources = [trial.source for trial in tried][15:]
+    sources = [trial.source for trial in tried][8:]
     assert sources.count("model") > len(sources) / 2
 
 
 def test_the_model_is_asked_for_most_recipes_but_not_for_all(tmp_path: Path) -> None:
-    run = Run(tmp_path, budget("trials", 100))()
-    sources = [each.source for each in run.history.in_role("search")][20:]
+    run = Run(tmp_path, budget("trials", 50))()
+    sources = [each.source for each in run.history.in_role("search")][8:]
     assert 0.5 < sources.count("model") / len(sources) < 0.95
 
 
@@ -241,7 +241,7 @@ def test_proposals_are_a_function_of_the_ledger_in_any_process(tmp_path: Path) -
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_tpe_sees_one_rung_with_failures_worst(tmp_path: Path) -> None:
-    found, tpe = Run(tmp_path, budget("trials", 60), world={"fail": failing(0.25)})().history, Tpe(SPACE)
+    found, tpe = Run(tmp_path, budget("trials", 40), world={"fail": failing(0.25)})().history, Tpe(SPACE)
     draw = random.Random(0)
     point = SPACE.quantile([draw.random() for _ in SPACE.fields])
     new = found.trials["new"] = Trial("new", "search", SPACE.recipe(point), point, "prior", 0, 1, 1, 0.0, to=2)
