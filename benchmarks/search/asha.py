@@ -1,6 +1,6 @@
 """Ray Tune's own classes, driven one trial at a time without a cluster: AsyncHyperBandScheduler, with OptunaSearch or random points.
 
-The calls and their order are those of Ray's `_process_trial_result` on one lane; tests/benchmarks compares them with a real `Tuner`.
+The calls and their order are those of Ray's `_process_trial_result` on one lane; tests/search compares them with a real `Tuner`.
 A training that diverges raises: Ray's scheduler then forgets the trial, and OptunaSearch tells its study FAIL.
 """
 
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from autokd.space import Space
 from benchmarks.search.full_fidelity import new_points
 from benchmarks.search.replay import Replay, Trial
 from benchmarks.search.tables import Point
@@ -68,16 +70,17 @@ def optuna_search(replay: Replay) -> OptunaSearch:
     logging.getLogger("ray.tune.search.optuna.optuna_search").setLevel(logging.ERROR)
     space = replay.table.space
     first = [{f.name: point[f.name] for f in space.active(point) if f.searched} for _, point in space.first]
-    return OptunaSearch(_asks(replay), metric=METRIC, mode="max", seed=replay.seed, points_to_evaluate=first or None)
+    return OptunaSearch(_Asks(space), metric=METRIC, mode="max", seed=replay.seed, points_to_evaluate=first or None)
 
 
-def _asks(replay: Replay) -> Callable[[Any], dict[str, Any]]:
-    """The space, define-by-run. The point travels whole, since Ray takes dotted names apart."""
+@dataclass(frozen=True)
+class _Asks:
+    """The space, define-by-run; Ray pickles it. The point travels whole, since Ray takes dotted names apart."""
 
-    def ask(trial: Any) -> dict[str, Any]:
-        return {"point": replay.table.space.suggest(trial)}
+    space: Space
 
-    return ask
+    def __call__(self, trial: Any) -> dict[str, Any]:
+        return {"point": self.space.suggest(trial)}
 
 
 class _Random:

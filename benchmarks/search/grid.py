@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ class Cell:
     most: int = BUDGETS[-1]  # the largest budget
 
     def key(self) -> tuple[Any, ...]:
-        return (*asdict(self).values(), METHODS[self.method].fingerprint())
+        return (*asdict(self).values(), METHODS[self.method].fingerprint(tasks.suite_of(self.task)))
 
 
 def grid(methods: Iterable[str], names: Sequence[str], seeds: int, unit: str, most: int) -> list[Cell]:
@@ -52,7 +53,7 @@ def measure(cell: Cell, folder: Path) -> Line:
     found = {b: searches[b if method.planned else budgets[-1]].at(b, nothing) for b in budgets}
     return {
         **asdict(cell),
-        "fingerprint": method.fingerprint(),
+        "fingerprint": method.fingerprint(table.suite),
         "regret": {str(budget): table.regret(value) for budget, value in found.items()},
         "course": {str(budget): _course(search, table.regret) for budget, search in searches.items()},
         "wall": time.perf_counter() - begun,
@@ -61,10 +62,8 @@ def measure(cell: Cell, folder: Path) -> Line:
 
 def _search(cell: Cell, folder: Path, budget: int) -> Trajectory:
     replay = Replay(tasks.load(cell.task, folder), cell.seed, budget, cell.unit)
-    try:
+    with suppress(BudgetSpent):
         METHODS[cell.method].search(replay)
-    except BudgetSpent:
-        pass
     return replay.trajectory
 
 

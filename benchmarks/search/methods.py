@@ -13,7 +13,7 @@ from benchmarks.search import asha, full_fidelity, ours
 from benchmarks.search.replay import Replay
 
 ROOT = Path(__file__).resolve().parents[2]
-TABLES = "benchmarks/search/{tables,replay,lcbench,taskset,diswot}.py"
+RULES = "benchmarks/search/{tables,replay}.py"
 ENGINE = (
     "autokd/engine/*.py",
     "autokd/{history,ledger,budget,recipe,constraints}.py",
@@ -32,9 +32,9 @@ class Method:
     sources: tuple[str, ...] = ("benchmarks/search/full_fidelity.py",)
     packages: tuple[str, ...] = ()
 
-    def fingerprint(self) -> str:
-        """Changes with the code that decides what this method does, its packages' versions, and the tables."""
-        return _fingerprint((TABLES, *self.sources), self.packages)
+    def fingerprint(self, suite: str) -> str:
+        """Changes with the code that decides what this method does on tables of a suite, and with its packages' versions."""
+        return _fingerprint((RULES, f"benchmarks/search/{suite}.py", *self.sources), self.packages)
 
 
 RAY = ("benchmarks/search/asha.py", "benchmarks/search/full_fidelity.py")

@@ -55,6 +55,11 @@ def half_of(name: str) -> str:
     return "development" if name in DEVELOPMENT else "held-out"
 
 
+def suite_of(name: str) -> str:
+    """The module that loads it."""
+    return name.partition("-")[0]
+
+
 @lru_cache(None)
 def load(name: str, folder: Path) -> Table:
     """A task, once a process. Raises FileNotFoundError, which says where it was looked for."""
