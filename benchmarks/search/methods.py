@@ -9,7 +9,7 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from benchmarks.search import asha, full_fidelity, ours
+from benchmarks.search import asha, full_fidelity, ours, smac3
 from benchmarks.search.replay import Replay
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,6 +48,7 @@ METHODS: dict[str, Method] = {
     "optuna-asha-sane": Method(asha.optuna_asha_sane, sources=RAY, packages=("ray", "optuna")),
     "optuna-tpe": Method(full_fidelity.optuna_tpe, packages=("optuna",)),
     "optuna-gp": Method(full_fidelity.optuna_gp, packages=("optuna",)),
+    "smac": Method(smac3.smac, planned=True, sources=("benchmarks/search/smac3.py",), packages=("smac",)),
 }
 
 

@@ -73,5 +73,7 @@ def test_a_real_tuner_decides_the_same(tmp_path: Path, one_lane: None) -> None:
         asha.run(replay, asha.sane_scheduler(epochs), asha.optuna_search(replay))
     driven = [(t.point, t.epoch - t.failed, t.failed) for t in replay.trials[:TRIALS]]
     assert driven == real
-    assert len({epoch for _, epoch, failed in real if not failed}) > 1, "no trial was stopped early: nothing is compared"
+    assert len({epoch for _, epoch, failed in real if not failed}) > 1, (
+        "no trial was stopped early: nothing is compared"
+    )
     assert any(failed for _, _, failed in real), "no training diverged"
