@@ -34,7 +34,7 @@ class Method:
 
     def fingerprint(self, suite: str) -> str:
         """Changes with the code that decides what this method does on tables of a suite, and with its packages' versions."""
-        return _fingerprint((RULES, f"benchmarks/search/{suite}.py", *self.sources), self.packages)
+        return _fingerprint((RULES, f"benchmarks/search/{suite}*.*", *self.sources), self.packages)
 
 
 RAY = ("benchmarks/search/asha.py", "benchmarks/search/full_fidelity.py")

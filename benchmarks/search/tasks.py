@@ -24,6 +24,7 @@ DEVELOPMENT = (
     "taskset-patch128_LSTM128_avg_bs64",
     "taskset-patch32_GRU64_avg_bs128",
     "taskset-patch32_LSTM128_bs128",
+    "kd-digits",
 )
 HELD_OUT = (
     "lcbench-34539",
@@ -38,6 +39,7 @@ HELD_OUT = (
     "taskset-patch32_IRNN64_relu_last_bs128",
     "taskset-patch32_VRNN64_relu_avg_bs128",
     "diswot",
+    "kd-fashion_mnist",
 )
 SHORT = (
     "lcbench-126026",
@@ -47,6 +49,7 @@ SHORT = (
     "lcbench-189905",
     "taskset-patch32_VRNN64_relu_avg_bs128",
     "diswot",
+    "kd-fashion_mnist",
 )
 HALVES = {"development": DEVELOPMENT, "held-out": HELD_OUT}
 
@@ -68,6 +71,10 @@ def load(name: str, folder: Path) -> Table:
         return Lcbench(_there(folder / "lcbench"), rest)
     if suite == "taskset":
         return Taskset(_there(folder / "taskset" / f"imdb_{rest}.npz"))
+    if suite == "kd":
+        from benchmarks.search.kd import Kd  # imports torch
+
+        return Kd(rest)
     return Diswot(_there(folder / "diswot_s1.csv"))
 
 
