@@ -112,6 +112,7 @@ class LookUp:
     ) -> None:
         self.known, self.clock, self.faults, self.metric = known, clock, faults or Faults(), metric
         self.epochs = 0  # trained so far, those of failures too
+        self.seconds = 0.0  # for which lanes were busy
 
     def __call__(self, order: Order) -> Report:
         """Raises SimulatedFailure where the training diverges, or where it was made to fail."""
@@ -126,7 +127,6 @@ class LookUp:
                 raise self._failure("nan", "the loss is not finite", epoch - order.start, each)
         if fails is not None:
             raise self._failure("exception", "made to fail", last - order.start, each)
-        self.epochs += last - order.start
         return self._report(order, training, last, each * (1 + deaths), deaths)
 
     def _last_epoch(self, order: Order, each: float) -> int:
@@ -137,7 +137,7 @@ class LookUp:
         return min(order.to, order.start + max(1, fits))
 
     def _failure(self, reason: str, message: str, epochs: int, each: float) -> SimulatedFailure:
-        self.epochs += epochs
+        self._count(epochs, each)
         return SimulatedFailure(reason, f"{message} after {epochs} epochs", epochs * each)
 
     def _report(self, order: Order, training: Training, last: int, each: float, deaths: int) -> Report:
@@ -145,8 +145,13 @@ class LookUp:
             {"epoch": epoch, "seconds": each, "metrics": {self.metric: float(training.values[epoch - 1])}}
             for epoch in range(order.start + 1, last + 1)
         ]
+        self._count(len(rows), each)
         value = float(training.values[last - 1])
         seconds, checkpoint = each * len(rows), f"{order.trial}.safetensors"
         return Report(
             order.trial, last, value, value, {self.metric: value}, seconds, rows, checkpoint, "table", retries=deaths
         )
+
+    def _count(self, epochs: int, each: float) -> None:
+        self.epochs += epochs
+        self.seconds += epochs * each

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import rankdata
+from scipy.stats import t as student_t
 
 from benchmarks.search.grid import Line
 
@@ -64,11 +65,13 @@ def interval(values: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, 
     return low, high
 
 
-def seed_interval(values: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """(low, high) of the mean over seeds, the first axis: one task."""
-    drawn = rng.integers(len(values), size=(DRAWS, len(values)))
-    low, high = np.percentile(values[drawn].mean(axis=1), CONFIDENCE, axis=0)
-    return low, high
+def least_difference(values: np.ndarray) -> np.ndarray:
+    """The lower end of Student's interval of the mean over seeds, the first axis; -inf where one seed says nothing."""
+    seeds = len(values)
+    if seeds < 2:
+        return np.full(values.shape[1:], -np.inf)
+    width = student_t.ppf(CONFIDENCE[1] / 100, seeds - 1) * values.std(axis=0, ddof=1) / np.sqrt(seeds)
+    return np.asarray(values.mean(axis=0) - width)
 
 
 # ---- tables in markdown
@@ -126,12 +129,39 @@ def worse_beyond_noise(regrets: Regrets, method: str, against: str = "random") -
 
     An interval for each: of k comparisons without any difference about k/40 are named by chance.
     """
-    rng = np.random.default_rng(0)
     named = []
     for place, task in enumerate(regrets.tasks):
-        low, _ = seed_interval(regrets.of(method)[place] - regrets.of(against)[place], rng)
-        named += [f"{task} {budget}x" for budget, least in zip(regrets.budgets, low, strict=True) if least > TIED]
+        least = least_difference(regrets.of(method)[place] - regrets.of(against)[place])
+        budgets = [f"{budget}x" for budget, low in zip(regrets.budgets, least, strict=True) if low > TIED]
+        named += [f"{task} {' '.join(budgets)}"] if budgets else []
     return ", ".join(named)
+
+
+# ---- the budget that is needed
+
+
+def mean_course(lines: Sequence[Line], budgets: np.ndarray, of: int) -> np.ndarray:
+    """(lines, budgets) regret in the course of the searches with a budget of `of`; 1 before anything was found."""
+    rows = []
+    for line in lines:
+        searched = line["course"].get(str(of)) or next(iter(line["course"].values()))
+        spent, found = np.array(searched).reshape(-1, 2).T if searched else (np.array([]), np.array([]))
+        place = np.searchsorted(spent, budgets + TIED, side="right")
+        rows.append(np.concatenate([[1.0], found])[place])
+    return np.array(rows)
+
+
+def needed(lines: Sequence[Line], method: str, against: str, at: int) -> float | None:
+    """The budget from which a method's mean regret is at most what the other's is `at` that budget; None if it never is.
+
+    Looked up in the course of searches with that same budget, on the tasks and seeds that both have.
+    """
+    mine, other = ({(x["task"], x["seed"]): x for x in lines if x["method"] == name} for name in (method, against))
+    both = sorted(mine.keys() & other.keys())
+    target = np.mean([other[key]["regret"][str(at)] for key in both])
+    budgets = np.linspace(0, at, 20 * at + 1)
+    enough = mean_course([mine[key] for key in both], budgets, at).mean(axis=0) <= target + TIED
+    return float(budgets[enough.argmax()]) if enough.any() else None
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from benchmarks.search import asha, full_fidelity, ours, smac3
+from benchmarks.search.priors import PRIORS
 from benchmarks.search.replay import Replay
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,6 +50,11 @@ METHODS: dict[str, Method] = {
     "optuna-tpe": Method(full_fidelity.optuna_tpe, packages=("optuna",)),
     "optuna-gp": Method(full_fidelity.optuna_gp, packages=("optuna",)),
     "smac": Method(smac3.smac, planned=True, sources=("benchmarks/search/smac3.py",), packages=("smac",)),
+}
+COMPARED = tuple(METHODS)
+METHODS |= {
+    name: Method(search, planned=True, sources=(*ENGINE, "benchmarks/search/priors.py"), packages=("optuna",))
+    for name, search in PRIORS.items()
 }
 
 
