@@ -113,7 +113,8 @@ class Engine:
             if self._affords(history, elapsed, to - trial.epoch):
                 return Resume(trial.id, to)
         proposal = self._proposal(history) if self._wants_another(history, elapsed) else None
-        if proposal is None:
+        first = 0 if proposal is None else first_rung(proposal.recipe, history.rungs)
+        if proposal is None or (history.trials and not self._affords(history, elapsed, first)):
             return Wait() if history.running else self._end_of_search(history)
         return Start(
             trial=_next_id(history),
@@ -121,7 +122,7 @@ class Engine:
             recipe=proposal.recipe,
             source=proposal.source,
             seed=self.seed,
-            to=first_rung(proposal.recipe, history.rungs),
+            to=first,
             cost=proposal.cost,
             point=proposal.point,
         )
