@@ -18,7 +18,7 @@ from autokd.engine.gaussian import Process, fit
 from autokd.engine.rungs import at_rung, best_and_newest, failed_towards
 from autokd.history import History
 
-LEAST = 3  # trials at a rung above the first for it to get a process of its own
+LEAST = 3  # trials at a rung for it to get a process of its own
 LOWER_HALF = 0.3  # how far the scores of the worse half are apart, compared with those of the better half
 CONSIDERED = 1000  # trials of a rung that are given scores, the best and the newest
 MOST = 100  # of these, that a process is fitted to
@@ -43,16 +43,16 @@ class Surrogate:
 
 
 def surrogate(history: History, encoding: Encoding) -> Surrogate | None:
-    """Fitted to a history; None while the first rung has too few trials."""
+    """Fitted to a history; None while every rung has too few trials."""
     processes: list[Process] = []
     scored: dict[str, float] = {}
     tried = encoding.rows([])
     waiting = [trial for trial in history.running if trial.role == "search"]
     for rung in history.rungs:
-        scored = scores(history, rung, scored)
-        chosen = best_and_newest([history.trials[name] for name in scored], MOST)
-        if len(chosen) < LEAST:
-            break
+        here = scores(history, rung, scored)
+        if len(here) < LEAST:  # a rung that all trials skip has none
+            continue
+        scored, chosen = here, best_and_newest([history.trials[name] for name in here], MOST)
         tried = encoding.rows([trial.point for trial in chosen])
         values = np.array([scored[trial.id] for trial in chosen])
         process = fit(tried, values, _mean(processes, tried), encoding.widths, DEPARTURE if processes else 1.0)

@@ -112,6 +112,14 @@ def test_a_trial_that_skipped_a_rung_is_scored_between_those_it_ended_between() 
     assert scored[trials[1].id] < scored[late.id] < scored[trials[2].id]
 
 
+def test_there_is_a_model_where_all_trials_skip_the_first_rung() -> None:
+    history = told(SPACE, hash_free, 9)
+    for trial in history.trials.values():
+        trial.values = {6: trial.values[2]}
+    believed = surrogate(history, Sampler(SPACE, Limits(), cost_of, 0).encoding)
+    assert believed is not None and len(believed.processes) == 1 and len(believed.tried) == 9
+
+
 def hash_free(point: Point) -> float:
     return sum(map(ord, str(point))) % 97
 
