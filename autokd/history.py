@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 from autokd.ledger import Event
@@ -62,6 +63,8 @@ class History:
     final_seeds: tuple[int, ...] = ()
     tests: list[dict[str, Any]] = field(default_factory=list)
     finished: str | None = None  # the reason, once finished
+    _roles: dict[str, list[Trial]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _sorted: int = field(default=0, init=False, repr=False, compare=False)  # trials of which the role was looked at
 
     @classmethod
     def replay(cls, events: Iterable[Event]) -> History:
@@ -82,8 +85,12 @@ class History:
         chosen = [trial for trial in self.in_role(role) if trial.group == self.winner]
         return sorted(chosen, key=lambda trial: trial.seed)
 
-    def in_role(self, *roles: str) -> list[Trial]:
-        return [trial for trial in self.trials.values() if trial.role in roles]
+    def in_role(self, role: str) -> list[Trial]:
+        """Trials of one role, in the order in which they began. Asked for at every decision, so each trial is sorted once."""
+        for trial in islice(self.trials.values(), self._sorted, None):
+            self._roles.setdefault(trial.role, []).append(trial)
+        self._sorted = len(self.trials)
+        return list(self._roles.get(role, ()))
 
     @property
     def running(self) -> list[Trial]:

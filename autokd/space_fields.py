@@ -1,6 +1,6 @@
 """One field of a search space: what it may be, what is likely, when it exists.
 
-A numeric field is seen through the unit interval: `_value_at(t)` maps t in [0, 1] onto the range (its logarithm where
+A numeric field is seen through the unit interval: `value_at(t)` maps t in [0, 1] onto the range (its logarithm where
 `log`), so that sampling, priors and middles are one-dimensional and the same for all kinds.
 """
 
@@ -84,7 +84,7 @@ class Field:
         """The prior, or what is in the middle: the first choice, the (geometric) mean."""
         if self.prior is not None:
             return self.canonical(self.prior)
-        return self.choices[0] if self.kind == "choice" else self._value_at(0.5)
+        return self.choices[0] if self.kind == "choice" else self.value_at(0.5)
 
     def quantile(self, u: float, prior: bool = False) -> Value:
         """The value below which a share `u` of the distribution lies; uniform, or with `prior` drawn to the prior.
@@ -95,7 +95,7 @@ class Field:
         likely = self.prior if prior else None
         if self.kind == "choice":
             return self._choice_at(u, likely)
-        return self._value_at(u if likely is None else _mixture_quantile(u, self._unit(float(likely)), self.spread))
+        return self.value_at(u if likely is None else _mixture_quantile(u, self.unit(float(likely)), self.spread))
 
     def suggest(self, trial: Suggests) -> Value:
         """Ask an Optuna-like trial; a fixed value is not asked for."""
@@ -147,7 +147,7 @@ class Field:
         low, high = self.low - half, self.high + half
         return (math.log(low), math.log(high)) if self.log else (low, high)
 
-    def _value_at(self, t: float) -> Value:
+    def value_at(self, t: float) -> Value:
         low, high = self._ends()
         raw = low + t * (high - low)
         raw = math.exp(raw) if self.log else raw
@@ -156,7 +156,8 @@ class Field:
             return min(max(int(self.low) + steps * self.step, int(self.low)), int(self.high))
         return min(max(raw, self.low), self.high)
 
-    def _unit(self, value: float) -> float:
+    def unit(self, value: float) -> float:
+        """Where in [0, 1] a number lies; `value_at` is the inverse."""
         low, high = self._ends()
         return ((math.log(value) if self.log else value) - low) / (high - low)
 

@@ -46,7 +46,7 @@ ONE_PLACE = {
     "plotly": "report",
     "onnx": "export.py",
     "onnxruntime": "export.py",
-    "optuna": "engine/sampler.py",
+    "optuna": "engine/tpe.py",
 }
 NO_TORCH = [
     "engine",

@@ -14,6 +14,7 @@ from spaces import SMALL, VOCABULARY
 from autokd.constraints import Cost, Limits
 from autokd.engine.cost import relative_cost
 from autokd.engine.engine import Engine
+from autokd.engine.rungs import first_rung
 from autokd.errors import TrialFailure
 from autokd.history import History
 from autokd.ledger import Event, Ledger
@@ -157,7 +158,7 @@ def judge(events: list[Event], eta: int = 3) -> None:
                 assert recipe not in recipes, f"{name} repeats a recipe"
                 recipes.add(recipe)
                 at[name], size[name] = 0, event["params"]
-                assert event["to"] == rungs[0]
+                assert event["to"] == first_rung(Recipe.from_dict(event["recipe"]), rungs)
         elif kind == "resume":
             assert name not in failed, f"{name} failed and was resumed"
             if name in at and at[name] in rungs and event["to"] != sent[name]:

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
+import numpy as np
+
+from autokd.budget import Budget
 from autokd.constraints import Cost
-from autokd.history import Trial
+from autokd.engine.encoding import Encoding, Rows
+from autokd.engine.gaussian import spread_out
+from autokd.history import History, Trial
 from autokd.recipe import Recipe
 
+TIMED_LEAST, TIMED_MOST = 5, 200  # trials for a cost model
+RIDGE = 0.1
+BEYOND = 0.5  # how far from what was measured a cost is believed to lie, in its logarithm
 BACKWARD = 2.0  # a backward pass costs about two forward passes
 
 
@@ -48,3 +57,42 @@ def makespan(trainings: Iterable[float], lanes: int, busy: Sequence[float] = ())
     for seconds in trainings:
         heapq.heapreplace(free, free[0] + seconds)
     return max(free)
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Seconds per epoch over a space: their logarithm is about linear in the (logarithms of the) fields."""
+
+    encoding: Encoding
+    weights: Rows
+    centre: Rows
+    bounds: tuple[float, float]
+
+    @classmethod
+    def fitted(cls, history: History, encoding: Encoding) -> CostModel | None:
+        """To the measured trials; None while they are too few."""
+        timed = [trial for trial in history.in_role("search") if trial.epoch and trial.seconds > 0][-TIMED_MOST:]
+        if len(timed) < TIMED_LEAST:
+            return None
+        features = spread_out(encoding.rows([trial.point for trial in timed]), encoding.widths)
+        measured = np.log([trial.seconds / trial.epoch for trial in timed])
+        centre = np.append(features.mean(0), measured.mean())
+        off = features - centre[:-1]
+        squares = off.T @ off + RIDGE * np.eye(off.shape[1])
+        weights = np.linalg.solve(squares, off.T @ (measured - centre[-1]))
+        return cls(encoding, weights, centre, (float(measured.min()) - BEYOND, float(measured.max()) + BEYOND))
+
+    def log_cost(self, rows: Rows) -> Rows:
+        features = spread_out(rows, self.encoding.widths) - self.centre[:-1]
+        return np.clip(self.centre[-1] + features @ self.weights, *self.bounds)
+
+
+def thrift(history: History) -> float:
+    """The power of its cost that an improvement is divided by: the share of the time that is left (cost cooling, Lee et al. 2020).
+
+    So cheap recipes are asked first, and dear ones are not left out for ever. 0 where the budget does not count time.
+    """
+    budget = Budget.from_dict(history.budget) if history.budget else None
+    if budget is None or budget.kind != "seconds":
+        return 0.0
+    return min(1.0, max(0.0, 1 - history.elapsed / budget.amount))

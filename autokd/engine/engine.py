@@ -13,7 +13,7 @@ from autokd.budget import Budget
 from autokd.constraints import Cost, Limits
 from autokd.engine.controls import ROLES, final_id, final_recipes, final_seeds, next_final
 from autokd.engine.cost import epoch_seconds, makespan, recording_cost, relative_cost
-from autokd.engine.rungs import interrupted, leader, next_rung, promotable
+from autokd.engine.rungs import first_rung, interrupted, leader, next_rung, promotable
 from autokd.engine.sampler import Proposal, Sampler
 from autokd.errors import ConstraintError
 from autokd.history import History, Trial
@@ -113,7 +113,8 @@ class Engine:
             if self._affords(history, elapsed, to - trial.epoch):
                 return Resume(trial.id, to)
         proposal = self._proposal(history) if self._wants_another(history, elapsed) else None
-        if proposal is None:
+        first = 0 if proposal is None else first_rung(proposal.recipe, history.rungs)
+        if proposal is None or (history.trials and not self._affords(history, elapsed, first)):
             return Wait() if history.running else self._end_of_search(history)
         return Start(
             trial=_next_id(history),
@@ -121,7 +122,7 @@ class Engine:
             recipe=proposal.recipe,
             source=proposal.source,
             seed=self.seed,
-            to=history.rungs[0],
+            to=first,
             cost=proposal.cost,
             point=proposal.point,
         )

@@ -1,44 +1,47 @@
 """Which recipe next: published ones, then quasi-random ones from the prior, then mostly a model's.
 
-The model is Optuna's multivariate, grouped TPE, fitted to one rung only: the highest with enough trials. Its values are ranks within
-that rung, failures are ranked worst, running trials are imputed (constant liar).
+The model is a Gaussian process per rung (surrogate.py) asked for the largest expected improvement per unit of cost (acquisition.py). In
+spaces of more columns than such a process can learn it is Optuna's TPE (tpe.py). One recipe in four still comes from the prior: whatever
+the model believes, a search is never much worse than a random one.
 """
 
 from __future__ import annotations
 
 import random
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from itertools import islice
 
 import numpy as np
 
 from autokd.constraints import MEASURES, Cost, Limits
+from autokd.engine.acquisition import candidates
+from autokd.engine.cost import CostModel, thrift
+from autokd.engine.encoding import Encoding, Rows
 from autokd.engine.rungs import at_rung
+from autokd.engine.surrogate import surrogate
+from autokd.engine.tpe import Tpe
 from autokd.errors import ConstraintError, InputError
-from autokd.history import History, Trial
+from autokd.history import History
 from autokd.recipe import Recipe, StudentSpec, Value
-from autokd.space import Field, Space
+from autokd.space import Space
+from autokd.space_fields import Field, Point
 
-if TYPE_CHECKING:
-    import optuna
-
-Point = dict[str, Value]
-EPOCH = datetime(1970, 1, 1)  # when trials were run does not matter to the model
-QUASI_RANDOM = 8  # recipes between the published ones and the model
+QUASI_RANDOM = 8  # recipes before the model, published ones among them
+QUASI_LEAST = 4  # of these not published
 MODEL_SHARE = 0.75  # of the recipes after that; the rest come from the prior
-MODEL_MOST = 100  # trials the model is fitted to, the best and the newest
+MODEL_LEAST = 6  # trials at the first rung for a model
 MODEL_PAYS = (
     0.3  # seconds of a visit to a rung, ten times what asking the model takes: below, drawing is the better bargain
 )
 MODEL_CANDIDATES = 20  # proposals of the model tried against the constraints
+MOST_COLUMNS = 60  # searched fields for which the processes are used; TPE in larger spaces
 DRAWS = 400  # draws before the space is called exhausted
 FREE_DRAWS = 20  # of these; the others take a student that is known to be within the limits
 SHRINKS = 6  # steps by which a student drawn too large is made smaller
+SHRINK = 0.6  # to this share of its sizes' ranges, each
 STUDENTS = 64  # drawn to find such students
 
 
@@ -55,8 +58,10 @@ class Sampler:
 
     def __init__(self, space: Space, limits: Limits, cost_of: Callable[[StudentSpec], Cost], seed: int) -> None:
         self.space, self.limits, self.cost_of, self.seed = space, limits, cost_of, seed
+        self.encoding = Encoding(space)
+        self.tpe = Tpe(space)
         self._exhausted = False
-        self._recorded: dict[tuple[tuple[str, Value], ...], _Recorder] = {}
+        self._sizes = np.array([f.name.startswith("student.") and f.kind != "choice" for f in self.encoding.fields])
 
     def propose(self, history: History) -> Proposal:
         """The next recipe. Raises ConstraintError if none can be found within the limits."""
@@ -67,12 +72,11 @@ class Sampler:
         if published is not None:
             return published
         rng = random.Random(f"{self.seed}/{number}")
-        rung = self._model_rung(history)
-        if rung is not None and rng.random() < MODEL_SHARE:
-            found = self._from_model(history, rung, number, seen)
+        if self._model_ready(history) and rng.random() < MODEL_SHARE:
+            found = self._from_model(history, number, seen)
             if found is not None:
                 return found
-        quasi = number < len(self.space.published) + QUASI_RANDOM
+        quasi = number < self._before_model
         return self._drawn(rng, seen, "quasi-random" if quasi else "prior", number)
 
     def check_satisfiable(self) -> None:
@@ -142,30 +146,48 @@ class Sampler:
             cost = self._cost(point)
             if cost is None or self.limits.allow(cost):
                 break
-            u = [0.6 * share if size else share for share, size in zip(u, sizes, strict=True)]
+            u = [SHRINK * share if size else share for share, size in zip(u, sizes, strict=True)]
             point = self.space.quantile(u, prior=True)
         return point
 
-    def _from_model(self, history: History, rung: int, number: int, seen: set[str]) -> Proposal | None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Optuna calls multivariate and group experimental
-            study = self._study(history, rung, seed=hash((self.seed, number)) & 0x7FFFFFFF)
-            for _ in range(MODEL_CANDIDATES):
-                found = self._accept(self.space.suggest(study.ask()), "model", seen)
-                if found is not None:
-                    return found
+    def _from_model(self, history: History, number: int, seen: set[str]) -> Proposal | None:
+        for point in islice(self._model_points(history, number), MODEL_CANDIDATES):
+            found = self._accept(point, "model", seen)
+            if found is not None:
+                return found
         return None
 
-    def _model_rung(self, history: History) -> int | None:
-        """The highest rung with enough trials to fit a model to; None where the trials cost less than the model."""
+    def _model_points(self, history: History, number: int) -> Iterator[Point]:
+        """What the model likes, the best first."""
+        rng = np.random.default_rng([self.seed, number])
+        if len(self.encoding.fields) > MOST_COLUMNS:
+            yield from self.tpe.points(history, self._tpe_rung(history), int(rng.integers(2**31)))
+        believed = surrogate(history, self.encoding)
+        if believed is not None:
+            power = thrift(history)
+            costs = CostModel.fitted(history, self.encoding) if power else None
+            for row in candidates(self.encoding, believed, costs, power, rng):
+                yield self._shrunk_row(row)
+
+    def _tpe_rung(self, history: History) -> int:
+        """The highest rung with enough trials for TPE, which takes one rung only."""
+        enough = max(10, min(len(self.space.fields), 20) + 1)
+        found = (rung for rung in reversed(history.rungs) if len(at_rung(history, rung)) >= enough)
+        return next(found, history.rungs[0])
+
+    @property
+    def _before_model(self) -> int:
+        """Trials begun before the model is asked."""
+        published = len(self.space.published)
+        return published + max(QUASI_LEAST, QUASI_RANDOM - published)
+
+    def _model_ready(self, history: History) -> bool:
+        """Whether there are trials enough to fit a model to, and they cost more than asking it does."""
         tried = history.in_role("search")
         visits = sum(len(trial.values) for trial in tried)
-        if len(tried) < len(self.space.published) + QUASI_RANDOM:
-            return None
-        if sum(trial.seconds for trial in tried) < MODEL_PAYS * visits:
-            return None
-        enough = max(10, min(len(self.space.fields), 20) + 1)
-        return next((rung for rung in reversed(history.rungs) if len(at_rung(history, rung)) >= enough), None)
+        if len(tried) < self._before_model or sum(trial.seconds for trial in tried) < MODEL_PAYS * visits:
+            return False
+        return sum(bool(trial.values) for trial in tried) >= MODEL_LEAST
 
     # ---- limits
 
@@ -181,6 +203,17 @@ class Sampler:
             return self.cost_of(self.space.recipe(point).student)
         except InputError:  # this family cannot take such inputs
             return None
+
+    def _shrunk_row(self, row: Rows) -> Point:
+        """The point of a row, its student made smaller until it is within the limits, or as small as it is worth trying."""
+        point = self.encoding.point(row)
+        for _ in range(SHRINKS):
+            cost = self._cost(point)
+            if cost is None or self.limits.allow(cost):
+                break
+            row = self.encoding.settle(np.where(self._sizes, SHRINK * row, row)[None])[0]
+            point = self.encoding.point(row)
+        return point
 
     def _with_largest_student(self, point: Point, named: set[str]) -> Point | None:
         """The point itself, or with the largest known student within the limits that leaves the `named` fields in place."""
@@ -221,59 +254,6 @@ class Sampler:
         rng = random.Random(self.seed)
         return [self.space.quantile([rng.random() for _ in self.space.fields]) for _ in range(STUDENTS)]
 
-    # ---- the model
-
-    def _study(self, history: History, rung: int, seed: int) -> optuna.Study:
-        """An Optuna study of one rung: ranks for values, failures worst, running trials imputed."""
-        import optuna
-
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        sampler = optuna.samplers.TPESampler(
-            multivariate=True, group=True, constant_liar=True, n_startup_trials=0, seed=seed
-        )
-        study = optuna.create_study(direction="maximize", sampler=sampler)
-        ranked = _best_and_newest(at_rung(history, rung))
-        failed = [t for t in history.in_role("search") if t.state == "failed"][-MODEL_MOST // 2 :]
-        for place, trial in enumerate(ranked):
-            study.add_trial(self._as_optuna(trial, 1 - place / (len(ranked) + bool(failed))))
-        for trial in failed:
-            study.add_trial(self._as_optuna(trial, 0.0))
-        for trial in history.running:
-            if trial.role == "search" and rung not in trial.values:
-                study.add_trial(self._as_optuna(trial, None))
-        return study
-
-    def _as_optuna(self, trial: Trial, value: float | None) -> optuna.trial.FrozenTrial:
-        import optuna
-
-        key = tuple(trial.point.items())
-        if key not in self._recorded:
-            recorder = _Recorder(trial.point)
-            self.space.suggest(recorder)
-            self._recorded[key] = recorder
-        known = self._recorded[key]
-        done = value is not None
-        return optuna.trial.FrozenTrial(
-            number=-1,
-            trial_id=-1,  # the study gives both
-            state=optuna.trial.TrialState.COMPLETE if done else optuna.trial.TrialState.RUNNING,
-            value=value,
-            datetime_start=EPOCH,
-            datetime_complete=EPOCH if done else None,
-            params=known.params,
-            distributions=known.distributions,
-            user_attrs={},
-            system_attrs={},
-            intermediate_values={},
-        )
-
-
-def _best_and_newest(reached: list[Trial]) -> list[Trial]:
-    """At most MODEL_MOST trials in their order: the best half, and of the others the newest."""
-    half = MODEL_MOST // 2
-    newest = {trial.id for trial in sorted(reached[half:], key=lambda trial: trial.started)[-half:]}
-    return [trial for place, trial in enumerate(reached) if place < half or trial.id in newest]
-
 
 def _lowest(field: Field) -> Value:
     if field.kind != "choice":
@@ -290,38 +270,3 @@ def _sobol(width: int, number: int, seed: int) -> list[float]:
     if number:
         engine.fast_forward(number)
     return [float(u) for u in engine.random(1)[0]]
-
-
-class _Shared(dict[str, Any]):
-    """Not copied with the trial that holds it: Optuna's storage copies every trial it is given, at a third of a millisecond."""
-
-    def __deepcopy__(self, memo: object) -> _Shared:
-        return self
-
-
-class _Recorder:
-    """Stands in for an Optuna trial while a space walks over a known point, and keeps the distributions it passes."""
-
-    def __init__(self, point: Mapping[str, Value]) -> None:
-        self.point = point
-        self.params: dict[str, Any] = _Shared()
-        self.distributions: dict[str, Any] = _Shared()
-
-    def _take(self, name: str, distribution: Any) -> Any:
-        self.params[name], self.distributions[name] = self.point[name], distribution
-        return self.point[name]
-
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False, step: float | None = None) -> Any:
-        from optuna.distributions import FloatDistribution
-
-        return self._take(name, FloatDistribution(low, high, log=log, step=step))
-
-    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False, step: int = 1) -> Any:
-        from optuna.distributions import IntDistribution
-
-        return self._take(name, IntDistribution(low, high, log=log, step=step))
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        from optuna.distributions import CategoricalDistribution
-
-        return self._take(name, CategoricalDistribution(choices))
