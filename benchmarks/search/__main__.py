@@ -32,7 +32,9 @@ WITH_COSTS = ("diswot", "kd-digits", "kd-fashion_mnist")  # tables that know the
 def main() -> None:
     arguments = _arguments()
     begun = time.perf_counter()
-    for part in arguments.only:
+    if arguments.absent:
+        print(f"Not measured, since they are not in {arguments.data}: {', '.join(arguments.absent)}.\n")
+    for part in arguments.only if arguments.tasks else ():
         print(PARTS[part](arguments), flush=True)
     print(f"\n{(time.perf_counter() - begun) / 60:.1f} minutes")
 
@@ -128,10 +130,25 @@ def _arguments() -> argparse.Namespace:
     short = arguments.short
     arguments.only = arguments.only or tuple(PARTS)
     arguments.methods = arguments.methods or (QUICK if short else COMPARED)
-    arguments.tasks = arguments.tasks or (tasks.SHORT if short else tasks.DEVELOPMENT + tasks.HELD_OUT)
+    every = tasks.SHORT if short else tasks.DEVELOPMENT + tasks.HELD_OUT
+    arguments.absent = [] if arguments.tasks else [n for n in every if not tasks.path_of(n, arguments.data).exists()]
+    arguments.tasks = arguments.tasks or [name for name in every if name not in arguments.absent]
+    _check(parser, arguments)
     arguments.seeds = arguments.seeds or (3 if short else 10)
     arguments.most = arguments.most or (20 if short else BUDGETS[-1])
     return arguments
+
+
+def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Leave by an error if something is not there."""
+    for name in arguments.methods:
+        package = METHODS[name].missing()
+        if package is not None:
+            parser.error(f"{name} needs the package {package}; install autokd[bench], or name others with --methods")
+    for name in arguments.tasks:
+        path = tasks.path_of(name, arguments.data)
+        if not path.exists():
+            parser.error(f"{name} must lie in {path}; name the folder with --data, or other tasks with --tasks")
 
 
 def _parts(text: str) -> tuple[str, ...]:
