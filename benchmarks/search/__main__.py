@@ -22,6 +22,7 @@ from benchmarks.search.methods import COMPARED, METHODS
 from benchmarks.search.plots import regret_plot
 from benchmarks.search.priors import PRIORS
 from benchmarks.search.replay import UNITS
+from benchmarks.search.tables import Table
 
 SLOW = ("optuna-gp", "smac")  # a second and more for a proposal
 QUICK = tuple(name for name in COMPARED if name not in SLOW)
@@ -75,13 +76,19 @@ def priors(arguments: argparse.Namespace) -> str:
 
 
 def lanes(arguments: argparse.Namespace) -> str:
-    table = tasks.load(arguments.tasks[0], arguments.data)
+    table = _plain(arguments)
     return scale.report(table, scale.SHORT_SIZES if arguments.short else scale.SIZES)
 
 
 def deciding(arguments: argparse.Namespace) -> str:
-    table = tasks.load(arguments.tasks[0], arguments.data)
+    table = _plain(arguments)
     return speed.report(table, speed.SHORT_SIZES if arguments.short else speed.SIZES)
+
+
+def _plain(arguments: argparse.Namespace) -> Table:
+    """A table that answers at once: recorded, not a surrogate, if there is one."""
+    recorded = [name for name in arguments.tasks if tasks.suite_of(name) == "taskset"]
+    return tasks.load([*recorded, *arguments.tasks][0], arguments.data)
 
 
 def constraints(arguments: argparse.Namespace) -> str:
