@@ -11,6 +11,7 @@ import torch
 from autokd import __version__
 from autokd.core.device import candidates, cpu_count, default_device
 from autokd.core.tape_store import default_folder, default_limit, size_words
+from autokd.kernels.build import why_not
 from autokd.space import shipped_spaces
 from autokd.teacher import cache_folder
 
@@ -43,6 +44,7 @@ def examine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "device": device if device == "cpu" else f"{device}: {torch.cuda.get_device_name(0)}",
         "precisions": ", ".join(candidates(device)),
+        "kernels": why_not() or "batch norm, compiled for this machine",
         "lanes": torch.cuda.device_count() if device == "cuda" else cpu_count(),
         "spaces": ", ".join(shipped_spaces()),
         "cache": str(cache_folder()),

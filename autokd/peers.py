@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-def mutual_loss(own: Tensor, others: Sequence[Tensor], temperature: float = 1.0) -> Tensor:
+def mutual_loss(own: Tensor, others: Sequence[Tensor], temperature: float | Tensor = 1.0) -> Tensor:
     """Mean over partners of T²·mean KL(partner ‖ own), nats; logits (N, C). 0 without partners.
 
     No gradient reaches the partners. The paper has T = 1.
@@ -25,7 +25,7 @@ def mutual_loss(own: Tensor, others: Sequence[Tensor], temperature: float = 1.0)
     return temperature**2 * (log_others.exp() * (log_others - log_own)).sum(2).mean()
 
 
-def peer_losses(logits: Sequence[Tensor], temperature: float = 1.0) -> list[Tensor]:
+def peer_losses(logits: Sequence[Tensor], temperature: float | Tensor = 1.0) -> list[Tensor]:
     """One mutual loss per network, from the logits (N, C) of all M on the same rows; partners detached."""
     return [
         mutual_loss(own, [*logits[:position], *logits[position + 1 :]], temperature)

@@ -82,6 +82,9 @@ class Objective(nn.Module):
         None  # what to record of a teacher instead of that: {"attention"} is smaller
     )
     row_weighted: ClassVar[bool] = False
+    dials: ClassVar[frozenset[str]] = (
+        frozenset()  # float fields that `forward` reads as attributes and only computes with: a 0-dim tensor does as well
+    )
     default_weight: ClassVar[float] = 1.0
     weight_range: ClassVar[tuple[float, float]] = (0.03, 30.0)  # log-uniform search range of the weight
     divergence: ClassVar[bool] = True  # zero when student equals teacher

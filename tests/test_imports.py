@@ -26,7 +26,7 @@ FLOORS = [
     ["protocols"],
     ["items"],
     ["stream"],
-    ["data", "tasks"],
+    ["data", "tasks", "kernels"],
     ["students", "objectives", "augment", "peers"],
     ["core"],
     ["tracking", "progress", "export", "report", "plan", "orchestrate", "arguments"],

@@ -9,7 +9,9 @@ from autokd.augment.counters import Stream, uniform
 from autokd.errors import InputError
 
 
-def base_view(x: Tensor, seed: int, epoch: int, index: Tensor, view: Tensor | int, pad: int, flip: bool) -> Tensor:
+def base_view(
+    x: Tensor, seed: int | Tensor, epoch: int | Tensor, index: Tensor, view: Tensor | int, pad: int, flip: bool
+) -> Tensor:
     """Crop each image of (N, C, H, W) at a random place of its reflected continuation; mirror it with probability ½.
 
     `index` (N,) and `view` (N,) say which numbers a row gets. The border is reflected, so that no value enters that

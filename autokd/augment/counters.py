@@ -29,7 +29,7 @@ class Stream(IntEnum):
     SIGN = 6  # and in which direction
 
 
-def uniform(seed: int, *counters: Tensor | int) -> Tensor:
+def uniform(seed: int | Tensor, *counters: Tensor | int) -> Tensor:
     """Numbers in [0, 1), float32 of 24 random bits, of the shape and on the device of the counters (broadcast)."""
     bits = hashed(seed, *counters)
     return ((bits >> 40) & 0xFFFFFF).to(torch.float32) * 2.0**-24
@@ -41,20 +41,25 @@ def permutation(seed: int, epoch: int, n: int, device: torch.device | str = "cpu
     return torch.argsort(hashed(seed, epoch, rows, Stream.ORDER), stable=True)
 
 
-def hashed(seed: int, *counters: Tensor | int) -> Tensor:
-    """64 random bits per element, as int64. Leading plain integers cost nothing: they are folded outside torch."""
-    state: Tensor | int = _mix_int(seed % _WORD)
+def hashed(seed: int | Tensor, *counters: Tensor | int) -> Tensor:
+    """64 random bits per element, as int64. Leading plain integers cost nothing: they are folded outside torch.
+
+    An int64 tensor without axes gives the bits of the integer that it holds: a recorded step reads seed and epoch anew.
+    """
+    state: Tensor | int = _mix(seed) if isinstance(seed, Tensor) else _mix_int(seed % _WORD)
     for counter in counters:
-        if isinstance(state, int) and not isinstance(counter, Tensor):
-            state = _mix_int(state ^ (int(counter) % _WORD))
+        if isinstance(counter, Tensor):
+            state = _mix(counter ^ _operand(state))
+        elif isinstance(state, Tensor):
+            state = _mix(state ^ _operand(counter))
         else:
-            state = _mix(_wrapped(state) ^ _wrapped(counter))
-    return state if isinstance(state, Tensor) else _wrapped(state)
+            state = _mix_int(state ^ (int(counter) % _WORD))
+    return state if isinstance(state, Tensor) else torch.tensor(_signed(state))
 
 
-def _wrapped(x: Tensor | int) -> Tensor:
-    """A tensor as it is, an integer as the int64 scalar of the same bits."""
-    return x if isinstance(x, Tensor) else torch.tensor(_signed(x % _WORD))
+def _operand(x: Tensor | int) -> Tensor | int:
+    """A tensor as it is, an integer as the one of the same bits that int64 can hold."""
+    return x if isinstance(x, Tensor) else _signed(int(x) % _WORD)
 
 
 def _mix(x: Tensor) -> Tensor:

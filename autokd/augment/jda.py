@@ -118,8 +118,8 @@ def jda(
     chain: str,
     p: float,
     magnitude: float,
-    seed: int,
-    epoch: int,
+    seed: int | Tensor,
+    epoch: int | Tensor,
     index: Tensor,
     view: Tensor | int,
     value_range: tuple[float, float] = (0.0, 1.0),
@@ -164,7 +164,12 @@ def _step(name: str, magnitude: float, scale: float, channels: int) -> tuple[Ope
 
 
 def _draw(
-    steps: list[tuple[Operation, float] | None], p: float, seed: int, epoch: int, index: Tensor, view: Tensor | int
+    steps: list[tuple[Operation, float] | None],
+    p: float,
+    seed: int | Tensor,
+    epoch: int | Tensor,
+    index: Tensor,
+    view: Tensor | int,
 ) -> tuple[Tensor, Tensor]:
     """What fires, (N, L) bool, and the directions, (N, L) bool (True: negative)."""
     position = torch.arange(len(steps), device=index.device)

@@ -36,8 +36,8 @@ def make_batch(
     index: Tensor,
     *,
     augment: AugmentSpec,
-    seed: int,
-    epoch: int,
+    seed: int | Tensor,
+    epoch: int | Tensor,
     pad: int = 0,
     flip: bool = False,
     value_range: tuple[float, float] = (0.0, 1.0),
@@ -85,8 +85,8 @@ def make_view(
     index: Tensor,
     view: int,
     augment: AugmentSpec,
-    seed: int,
-    epoch: int,
+    seed: int | Tensor,
+    epoch: int | Tensor,
     pad: int,
     flip: bool,
     value_range: tuple[float, float],
@@ -134,10 +134,15 @@ def augmented_per_image(rho: float) -> float:
     return float(whole) if whole and abs(exact - whole) < 0.01 else exact
 
 
-def _augmented_rows(rho: float, seed: int, epoch: int, index: Tensor) -> Iterator[tuple[int, Tensor]]:
+def _augmented_rows(rho: float, seed: int | Tensor, epoch: int | Tensor, index: Tensor) -> Iterator[tuple[int, Tensor]]:
     """View numbers (≥ 1) and the positions in `index` of the images that have that view, if any has."""
     per_image = augmented_per_image(rho)
     for view in range(1, math.ceil(per_image) + 1):
+        if (
+            per_image - (view - 1) >= 1
+        ):  # every image: nothing to be counted, so that a step of whole views is recordable
+            yield view, torch.arange(len(index), device=index.device)
+            continue
         chosen = (uniform(seed, epoch, index, view, Stream.PICK) < per_image - (view - 1)).nonzero()[:, 0]
         if len(chosen):
             yield view, chosen

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,8 +17,9 @@ from torch import nn
 from autokd.core import checkpoint
 from autokd.core.calibration import CHOICE, Calibrator, timed_steps
 from autokd.core.data import Resident, Rows, steps, to_float
-from autokd.core.device import Setting, candidates, fastest, keep_freed_memory, time_of
+from autokd.core.device import Setting, candidates, fastest, has_fused_norm, keep_freed_memory, time_of
 from autokd.core.gathering import Gathering
+from autokd.core.graphs import CudaCapture
 from autokd.core.lanes import (
     FIRST_STEPS,
     LaneCount,
@@ -27,16 +29,18 @@ from autokd.core.lanes import (
     memory_of,
     probe,
 )
-from autokd.core.live import LiveTeacher, Rehearsal
-from autokd.core.loop import failure_of, feed, train_epoch, validate
+from autokd.core.live import LiveTeacher
+from autokd.core.loop import failure_of, train_epoch, validate
 from autokd.core.payload import TapePlan
+from autokd.core.pool import Pool, Pools
+from autokd.core.rehearsing import fed_step, lane_step
 from autokd.core.run import Run
 from autokd.core.streamed import Streamed
 from autokd.core.teaching import Teaching
 from autokd.data import Data
 from autokd.errors import CheckpointError, InputError, TrialFailure
 from autokd.orders import Core, Order, Report
-from autokd.protocols import Batch, Outputs, StudentFamily, TeacherSignal
+from autokd.protocols import Shapes, StudentFamily
 from autokd.recipe import Recipe
 from autokd.students import GIVEN
 from autokd.tasks import TASKS
@@ -99,6 +103,7 @@ class TrainingCore:
     ) -> None:
         """With `calibrated`, `setting` is where measuring starts, and each student shape gets its own."""
         keep_freed_memory()
+        setting = replace(setting, fused_norm=setting.fused_norm and has_fused_norm(setting.device))
         self.setting, self.folder = setting, Path(folder)
         self.rows: Rows = Resident(data, setting.device) if data.source is None else Streamed(data, setting.device)
         self.task = TASKS[task]
@@ -110,6 +115,7 @@ class TrainingCore:
                 self.teaching = Teaching(LiveTeacher(teacher, self.example, setting), self.rows, tape)
         measured = Calibrator(setting, self.step_seconds, self.folder / "calibration")
         self._calibrator = measured if calibrated else None
+        self.pools = Pools(partial(CudaCapture, setting.device)) if setting.on_gpu else None  # of recorded steps
         self._told: set[str] = set()  # notes that a report has carried
 
     def advance(self, order: Order) -> Report:
@@ -128,14 +134,17 @@ class TrainingCore:
 
         The views are made once and a live teacher runs once for all of them, so that k trials cost T + k·S instead of k·(T + S).
         """
-        with self.setting.on_its_threads(), lane_stream(self.setting.device):
+        with self.setting.on_its_threads(), lane_stream(self.setting.device) as stream:
+            pool = None if self.pools is None else self.pools.of(stream)
             trainings = [self._open(order) for order in orders]
             for together in self._in_step(trainings):
-                self._train(together)
+                self._train(together, pool)
             return [self._close(training) for training in trainings]
 
     def close(self) -> None:
         """Take the hooks off the teacher, end what reads in the background. The core cannot be used afterwards."""
+        if self.pools is not None:
+            self.pools.close()
         self.rows.close()
         if self.teaching is not None:
             self.teaching.close()
@@ -169,34 +178,17 @@ class TrainingCore:
     def step_seconds(self, recipe: Recipe, setting: Setting, most: int, seed: int = 0) -> list[float]:
         """Of each of `most` steps but the first, of a student trained from scratch on a tape, its batches included."""
         run = self.new(recipe, seed, setting)
-        signal = self._rehearsal(run)
-        run.begin_epoch()
-        batches = self._again_and_again(run, signal, most)
-
-        seconds = timed_steps(lambda: run.train(*next(batches), 0.5), most, setting.device)
+        seconds = timed_steps(fed_step(run, self.rows, self._shapes, most), most, setting.device)
         run.close()
         return seconds
-
-    def _rehearsal(self, run: Run) -> Rehearsal | None:
-        if self.teaching is None or not run.recipe.terms:
-            return None
-        return Rehearsal(self.teaching.shapes, run.of_teacher, run.setting.device)
-
-    def _again_and_again(
-        self, run: Run, signal: TeacherSignal | None, most: int
-    ) -> Iterator[tuple[Batch, Outputs | None]]:
-        while True:
-            yield from feed(run, self.rows, signal, most)
 
     def count_lanes(self, recipe: Recipe, most: int = MOST_LANES) -> LaneCount:
         """How many trials like this one the device trains at a time, by memory and throughput."""
 
         def lane() -> Callable[[], None]:
             run = self.new(recipe, 0, self.setting)
-            signal = self._rehearsal(run)
-            run.begin_epoch()
-            batches = self._again_and_again(run, signal, LANE_STEPS)
-            return lambda: run.train(*next(batches), 0.5)
+            pool = None if self.pools is None else self.pools.new()
+            return lane_step(run, self.rows, self._shapes, LANE_STEPS, pool)
 
         def some_steps() -> None:
             step = lane()
@@ -210,13 +202,18 @@ class TrainingCore:
 
     # ---- inside
 
-    def _train(self, together: list[_Training]) -> None:
+    @property
+    def _shapes(self) -> Shapes | None:
+        """What the teacher puts out."""
+        return None if self.teaching is None else self.teaching.shapes
+
+    def _train(self, together: list[_Training], pool: Pool | None) -> None:
         """Epoch by epoch; who is done, late or failed leaves."""
         while together := [each for each in together if each.unfinished]:
             runs = [each.run for each in together if each.run is not None]
             until = max(each.order.to for each in together)
             try:
-                logs = train_epoch(runs, self.rows, self.teaching, self.task, together[0].order.total, until)
+                logs = train_epoch(runs, self.rows, self.teaching, self.task, together[0].order.total, until, pool)
             except Exception as error:  # of the data set or the teacher, which are the user's own: all of them fail
                 logs = [failure_of(error) for _ in together]
             for each, told in zip(together, logs, strict=True):
@@ -278,8 +275,7 @@ class TrainingCore:
 
     def new(self, recipe: Recipe, seed: int, setting: Setting) -> Run:
         """A trial at its beginning."""
-        shapes = None if self.teaching is None else self.teaching.shapes
-        return Run(recipe, seed, self.rows.data, self.task, shapes, self.example, setting)
+        return Run(recipe, seed, self.rows.data, self.task, self._shapes, self.example, setting)
 
     def _close(self, training: _Training) -> Report | TrialFailure | CheckpointError:
         """Checkpoint and report, or why there is none."""
@@ -339,7 +335,7 @@ class Measured:
 
 def calibrate(data: Data, teacher: nn.Module | None, recipe: Recipe, device: str, folder: Path) -> Measured:
     """The setting in which this machine is fastest, measured on `recipe`, and what it costs."""
-    setting, passes = Setting(device), {"fp32": 0.0}
+    setting, passes = Setting(device, fused_norm=has_fused_norm(device)), {"fp32": 0.0}
     if teacher is not None:
         passes = {
             name: _teacher_seconds(data, teacher, replace(setting, teacher_precision=name))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from autokd.augment.counters import permutation
+from autokd.augment.views import Made, make_batch
 from autokd.data import Data, Split
+from autokd.protocols import Batch
+from autokd.recipe import AugmentSpec
 
 
 class Rows(Protocol):
@@ -40,7 +43,11 @@ class Resident:
 
     def fetch(self, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         for index in batches:
-            yield self.x[index], self.y[index]
+            yield self.pick(index)
+
+    def pick(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Raw rows and targets of one batch."""
+        return self.x[index], self.y[index]
 
     def close(self) -> None:
         """Nothing runs in the background."""
@@ -57,6 +64,31 @@ def steps(rows: int, batch: int) -> int:
 def order(rows: int, batch: int, seed: int, epoch: int, device: str) -> tuple[Tensor, ...]:
     """The indices of each batch of an epoch: a function of (seed, epoch), the same on every device."""
     return permutation(seed, epoch, rows, device).tensor_split(steps(rows, batch))
+
+
+def batch_of(
+    data: Data,
+    picked: tuple[Tensor, Tensor],
+    index: Tensor,
+    augment: AugmentSpec,
+    seed: int | Tensor,
+    epoch: int | Tensor,
+    recorded: Callable[[int, Tensor], Made] | None,
+) -> Batch:
+    """The finished batch of the samples `index`, of which the raw rows and targets have been picked."""
+    x, y = picked
+    return make_batch(
+        x,
+        y,
+        index,
+        augment=augment,
+        seed=seed,
+        epoch=epoch,
+        pad=data.pad,
+        flip=data.flip,
+        value_range=data.value_range,
+        recorded=recorded,
+    )
 
 
 def to_float(x: Tensor) -> Tensor:

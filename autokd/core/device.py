@@ -13,6 +13,8 @@ from statistics import median
 
 import torch
 
+from autokd.kernels.build import library
+
 PRECISIONS = ("fp32", "bf16")
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # names of malloc.h
 
@@ -27,14 +29,16 @@ class Setting:
     threads: int = 1
     layout: str = "channels_last"  # of images and their maps
     compiled: bool = False  # the students' forward pass, by torch.compile
+    fused_norm: bool = False  # batch norm, residual and ReLU of students as one kernel; see kernels/
 
     @property
     def memory_format(self) -> torch.memory_format:
         return torch.channels_last if self.layout == "channels_last" else torch.contiguous_format
 
     def __str__(self) -> str:
-        """In words, of the students: precision, layout, compiled or not."""
-        return ", ".join([self.precision, self.layout, *(["compiled"] if self.compiled else [])])
+        """In words, of the students: precision, layout, and what of the rest is on."""
+        extras = {"compiled": self.compiled, "fused norm": self.fused_norm}
+        return ", ".join([self.precision, self.layout, *(name for name, on in extras.items() if on)])
 
     def autocast(self, teacher: bool = False) -> torch.autocast:
         """For a forward pass of a student, or of the teacher."""
@@ -69,6 +73,11 @@ def keep_freed_memory() -> None:
         mallopt(_MMAP_THRESHOLD, 32 << 20)  # the largest glibc allows
         mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
         mallopt(_TOP_PAD, 64 << 20)
+
+
+def has_fused_norm(device: str) -> bool:
+    """Whether students train with the kernel of batch norm on this device: on CPUs with a C++ compiler. Compiles it if need be."""
+    return device == "cpu" and library() is not None
 
 
 def default_device() -> str:

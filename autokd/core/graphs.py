@@ -1,7 +1,7 @@
 """A whole training step recorded once and replayed: on CUDA a replay is one launch instead of some thousand.
 
-`Graphed` wraps a step whose only changing inputs are tensors: its batch, the teacher's outputs, and whatever else it
-reads from device tensors filled in place. The first calls of a shape are ordinary training steps; the next one is
+`Graphed` wraps a step whose only changing inputs are tensors: a batch and the teacher's outputs, or a batch's indices,
+and whatever else it reads from device tensors filled in place. The first calls of a shape are ordinary training steps; the next one is
 recorded with buffers of its own as inputs; later ones copy their tensors into these buffers and replay. A step that
 cannot be recorded goes on as it is, and `note` says why.
 
@@ -14,23 +14,23 @@ import gc
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from autokd.core.lanes import TURNS
 from autokd.core.recording import Capture, Replay, Twin, Watch, Work, kept, mapped, shape_of, tensors_of
-from autokd.protocols import Batch, Outputs
 
-__all__ = ["WARM_UP", "Capture", "CudaCapture", "Graphed", "Replay", "Twin"]
+__all__ = ["WARM_UP", "Capture", "CudaCapture", "Graphed", "Replay", "Twin", "rehearse"]
 
 WARM_UP = 3  # ordinary steps of a shape before it is recorded: optimiser state and cuDNN's plans must exist
 
 
 class Graphed:
-    """A training step (batch, taught) -> None that is recorded per shape of its inputs and replayed.
+    """A training step, *inputs -> None, that is recorded per shape of its inputs and replayed.
 
-    Batch and Outputs may hold tensors, None, numbers, and tuples, lists, mappings and dataclasses of these; another
+    Inputs may be or hold tensors, None, numbers, and tuples, lists, mappings and dataclasses of these; another
     number is another shape. At most `most_shapes` shapes are recorded, the others run as they are. `modules` are those
     that the step trains: if a step replaces a tensor they keep, or changes a number, instead of writing into a buffer,
     nothing is recorded, since no replay would see it. What the step writes (weights, optimiser state, sums) must be
@@ -41,31 +41,39 @@ class Graphed:
 
     def __init__(
         self,
-        step: Callable[[Batch, Outputs | None], None],
+        step: Callable[..., None],
         capture: Capture,
         most_shapes: int = 4,
         modules: Iterable[nn.Module] = (),
     ) -> None:
-        self.note = ""
+        self.reason = ""  # why it gave up
+        self._crowded = False
         self._step, self._capture, self._most = step, capture, most_shapes
         self._modules = tuple(modules)
-        self._gave_up = False
         self._calls: Counter[Hashable] = Counter()
         self._recorded: dict[Hashable, tuple[list[Tensor], Replay]] = {}
 
-    def __call__(self, batch: Batch, taught: Outputs | None) -> None:
+    @property
+    def note(self) -> str:
+        if self.reason:
+            return f"the step runs without a CUDA graph: {self.reason}"
+        if self._crowded:
+            return f"{self._most} shapes of batches have a graph; batches of other shapes run without one"
+        return ""
+
+    def __call__(self, *inputs: Any) -> None:
         """One training step. Raises what the step raises."""
-        shape = shape_of((batch, taught))
+        shape = shape_of(inputs)
         if shape in self._recorded:
-            self._replay(shape, batch, taught)
-        elif self._gave_up or not self._has_room():
-            self._run(batch, taught)
+            self._replay(shape, inputs)
+        elif self.reason or not self._has_room():
+            self._run(inputs)
         elif self._calls[shape] < WARM_UP:
             self._calls[shape] += 1
             last = self._calls[shape] == WARM_UP
-            (self._run_watched if last else self._run)(batch, taught)
+            (self._run_watched if last else self._run)(inputs)
         else:
-            self._record(shape, batch, taught)
+            self._record(shape, inputs)
 
     def close(self) -> None:
         """Free recordings and their buffers. A later call begins with warm-up again."""
@@ -76,49 +84,50 @@ class Graphed:
             self._calls.clear()
 
     def _has_room(self) -> bool:
-        if len(self._recorded) < self._most:
-            return True
-        self.note = self.note or f"{self._most} shapes of batches have a graph; batches of other shapes run without one"
-        return False
+        self._crowded = len(self._recorded) >= self._most
+        return not self._crowded
 
-    def _run(self, batch: Batch, taught: Outputs | None) -> None:
+    def _run(self, inputs: tuple[Any, ...]) -> None:
         with TURNS.together():
-            self._capture.run(lambda: self._step(batch, taught))
+            self._capture.run(lambda: self._step(*inputs))
 
-    def _run_watched(self, batch: Batch, taught: Outputs | None) -> None:
-        """An ordinary step, watched for what no replay could repeat: a failed capture costs more than none."""
-        before = kept(self._modules)
-        with Watch(batch.x.device.type) as watch:
-            self._run(batch, taught)
-        if watch.found:
-            self._give_up(f"it waits for the device in {watch.found}; keep the value on the device")
-        elif kept(self._modules) != before:
-            self._give_up("a model or loss keeps a value that each step replaces; write it into a buffer with copy_")
+    def _run_watched(self, inputs: tuple[Any, ...]) -> None:
+        """A failed capture costs more than none."""
+        self.reason = rehearse(lambda: self._run(inputs), tensors_of(inputs)[0].device.type, self._modules)
 
-    def _record(self, shape: Hashable, batch: Batch, taught: Outputs | None) -> None:
+    def _record(self, shape: Hashable, inputs: tuple[Any, ...]) -> None:
         try:
             with TURNS.alone():
-                own_batch, own_taught = own = mapped((batch, taught), lambda tensor: tensor.detach().clone())
-                recorded = self._capture.record(lambda: self._step(own_batch, own_taught))
+                own = mapped(inputs, lambda tensor: tensor.detach().clone())
+                recorded = self._capture.record(lambda: self._step(*own))
                 self._recorded[shape] = tensors_of(own), recorded
         except Exception as error:  # whatever a user's model or loss, or the driver, raises only when it is recorded
-            self._give_up(f"{type(error).__name__}: {error}".splitlines()[0])
-            self._run(batch, taught)  # raises it again if it had nothing to do with recording
+            self.reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            self._run(inputs)  # raises it again if it had nothing to do with recording
 
-    def _replay(self, shape: Hashable, batch: Batch, taught: Outputs | None) -> None:
+    def _replay(self, shape: Hashable, inputs: tuple[Any, ...]) -> None:
         buffers, recorded = self._recorded[shape]
 
         def work() -> None:
-            for buffer, tensor in zip(buffers, tensors_of((batch, taught)), strict=True):
+            for buffer, tensor in zip(buffers, tensors_of(inputs), strict=True):
                 buffer.copy_(tensor)
             recorded.replay()
 
         with TURNS.together():
             self._capture.run(work)
 
-    def _give_up(self, reason: str) -> None:
-        self._gave_up = True
-        self.note = f"the step runs without a CUDA graph: {reason}"
+
+def rehearse(step: Work, kind: str, modules: Iterable[nn.Module]) -> str:
+    """Do an ordinary step on a device of `kind`, watched: why no replay could repeat it, or ""."""
+    modules = tuple(modules)
+    before = kept(modules)
+    with Watch(kind) as watch:
+        step()
+    if watch.found:
+        return f"it waits for the device in {watch.found}; keep the value on the device"
+    if kept(modules) != before:
+        return "a model or loss keeps a value that each step replaces; write it into a buffer with copy_"
+    return ""
 
 
 class CudaCapture:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 SHARE = 0.8  # of the free memory that lanes may fill; the rest is for caches and for what other processes take
-FIRST_STEPS = 5  # of a lane, not timed: warm-up, the recording of a graph, its first replay
+FIRST_STEPS = 8  # of a lane, not timed: a trial's own and a graph's warm-up, its recording, its first replay
 STATUS, RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # Linux
 
 

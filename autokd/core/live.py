@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from autokd.core.device import Setting
+from autokd.core.replay import Replay, to_record
 from autokd.objectives.features import attention
 from autokd.protocols import Batch, Outputs, Shapes
+from autokd.students.norm import switch
 from autokd.students.tap import Tap
 
 LOGITS = frozenset({"logits"})
-BLOCK = {"cpu": 256, "cuda": 4096}  # rows per pass where the number is free
+BLOCK = {"cpu": 64, "cuda": 4096}  # rows per pass where the number is free
 SAME = 1e-3  # relative difference of two passes over the same rows that is rounding, and no dropout
 FEW = 4  # rows of another batch: a teacher that normalises by its batch says something else of them
 AGREE, ROUNDING = 0.1, 0.01  # of the logits' spread, and of themselves: far above rounding, far below another teacher
@@ -25,6 +27,7 @@ class LiveTeacher:
     def __init__(self, module: nn.Module, example: Tensor, setting: Setting) -> None:
         self.setting, self._example = setting, example
         self.module = module.to(setting.device).to(memory_format=setting.memory_format).eval().requires_grad_(False)
+        switch(self.module, setting.fused_norm)
         self._taps: dict[frozenset[str], Tap] = {}
         self._one_at_a_time = Lock()  # lanes of one GPU share the teacher
         self.shapes: Shapes = self._tap(LOGITS).shapes
@@ -45,7 +48,8 @@ class LiveTeacher:
         return torch.allclose(first, second, rtol=0, atol=near, equal_nan=True) and agree(few, first[:FEW])
 
     def close(self) -> None:
-        """Take the hooks off the module: it is the user's."""
+        """Take the hooks off the module and leave its batch norms to torch: it is the user's."""
+        switch(self.module, False)
         for tap in self._taps.values():
             tap.close()
         self._taps.clear()
@@ -78,7 +82,10 @@ class Rehearsal:
         self._known: dict[int, Outputs] = {}  # by rows: drawing them would cost more than the step
 
     def outputs(self, batch: Batch) -> Outputs:
-        rows = len(batch.index)
+        return self.of_rows(len(batch.index))
+
+    def of_rows(self, rows: int) -> Outputs:
+        """Drawn once for each number of rows."""
         if rows not in self._known:
             self._known[rows] = self._drawn(rows)
         return self._known[rows]
@@ -92,6 +99,13 @@ class Rehearsal:
         maps = made("attention", *(stage[1:] for stage in shapes.stages))
         logits = torch.rand(rows, shapes.classes, device=self._device)
         return Outputs(logits, embedding[0] if embedding else None, made("stages", *shapes.stages), maps)
+
+
+def rehearsed_tape(shapes: Shapes, needs: frozenset[str], rows: int, device: str) -> Replay:
+    """The same as an epoch of `rows` samples on tape, all equal, so that it takes no memory until it is held."""
+    fields = to_record(Rehearsal(shapes, needs, device).of_rows(1))
+    base = {name: field.to(device).expand(rows, *field.shape[1:]) for name, field in fields.items()}
+    return Replay({0: base}, needs, device)
 
 
 def agree(told: Tensor, kept: Tensor) -> bool:

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from autokd.augment.views import make_batch
-from autokd.core.data import Rows, order, steps, to_float
+from autokd.core.data import Rows, batch_of, order, steps, to_float
 from autokd.core.optim import learning_rate
+from autokd.core.pool import Pool
 from autokd.core.replay import Replay
 from autokd.core.run import Run
+from autokd.core.shared import SharedStep
 from autokd.core.teaching import Teaching
 from autokd.errors import TrialFailure
 from autokd.protocols import Batch, Outputs, Task, TeacherSignal
@@ -26,30 +27,42 @@ Log = dict[str, Any]
 
 
 def train_epoch(
-    runs: Sequence[Run], rows: Rows, teaching: Teaching | None, task: Task, total: int, until: int = 0
+    runs: Sequence[Run],
+    rows: Rows,
+    teaching: Teaching | None,
+    task: Task,
+    total: int,
+    until: int = 0,
+    pool: Pool | None = None,
 ) -> list[Log | TrialFailure]:
     """Train one epoch of every run and validate. The runs share seed, views, batch size and epoch; the teacher runs once for all.
 
     `total` is the number of epochs the schedules are laid out for, `until` the number these runs are sure to train. A log holds
     epoch, seconds, recording, lr, loss, terms and metrics. What goes wrong in one run is its own failure and not the others'.
+    With a `pool` whole steps are recorded and replayed, as far as they can be.
     """
     leader, failures = runs[0], dict[int, TrialFailure]()
     begun = time.perf_counter()
     signal = signal_of(runs, teaching, until)
     recording, begun = time.perf_counter() - begun, time.perf_counter()
+    shared = None if pool is None else pool.step_for(runs, rows, signal)
     for run in runs:
         run.begin_epoch()
 
     count = steps(len(rows), leader.recipe.optim.batch)
-    for number, (batch, taught) in enumerate(feed(leader, rows, signal)):
+
+    def progress(number: int) -> float:
+        return (leader.epoch + number / count) / total
+
+    done = 0 if shared is None else _train_shared(leader, shared, rows, signal, progress, failures)
+    for number, (batch, taught) in enumerate(feed(leader, rows, signal, first=done), start=done):
         if len(failures) == len(runs):
             break
-        progress = (leader.epoch + number / count) / total
         for position, run in enumerate(runs):
             if position not in failures:
                 try:
                     with run.own_noise(alone=len(runs) == 1):
-                        run.train(batch, None if taught is None else taught.only(run.of_teacher), progress)
+                        run.train(batch, None if taught is None else taught.only(run.of_teacher), progress(number))
                 except Exception as error:  # whatever a user's own model or loss raises ends this run, not the others
                     failures[position] = failure_of(error)
 
@@ -58,6 +71,25 @@ def train_epoch(
         failures[position] if position in failures else _log(run, rows, task, total, count, seconds, recording)
         for position, run in enumerate(runs)
     ]
+
+
+def _train_shared(
+    run: Run,
+    shared: SharedStep,
+    rows: Rows,
+    signal: TeacherSignal | None,
+    progress: Callable[[int], float],
+    failures: dict[int, TrialFailure],
+) -> int:
+    """How many steps of the run's epoch were made; the rest is to be fed."""
+    batches = order(len(rows), run.recipe.optim.batch, run.seed, run.epoch, run.setting.device)
+    try:
+        done = shared.train(run, signal, batches, progress)
+    except Exception as error:  # as in `train_epoch`
+        failures[0] = failure_of(error)
+        return len(batches)
+    run.fed_because = shared.note
+    return done
 
 
 def signal_of(runs: Sequence[Run], teaching: Teaching | None, until: int) -> TeacherSignal | None:
@@ -71,24 +103,13 @@ def signal_of(runs: Sequence[Run], teaching: Teaching | None, until: int) -> Tea
 
 
 def feed(
-    run: Run, rows: Rows, signal: TeacherSignal | None, most: int | None = None
+    run: Run, rows: Rows, signal: TeacherSignal | None, most: int | None = None, first: int = 0
 ) -> Iterator[tuple[Batch, Outputs | None]]:
-    """The batches of the run's next epoch with what the teacher says of them, at most `most`."""
-    data, augment = rows.data, run.recipe.augment
-    batches = order(len(rows), run.recipe.optim.batch, run.seed, run.epoch, run.setting.device)[:most]
-    for index, (x, y) in zip(batches, rows.fetch(batches), strict=True):
-        batch = make_batch(
-            x,
-            y,
-            index,
-            augment=augment,
-            seed=run.seed,
-            epoch=run.epoch,
-            pad=data.pad,
-            flip=data.flip,
-            value_range=data.value_range,
-            recorded=signal.made if isinstance(signal, Replay) else None,
-        )
+    """The batches of the run's next epoch with what the teacher says of them, from number `first` on and below `most`."""
+    batches = order(len(rows), run.recipe.optim.batch, run.seed, run.epoch, run.setting.device)[first:most]
+    recorded = signal.made if isinstance(signal, Replay) else None
+    for index, picked in zip(batches, rows.fetch(batches), strict=True):
+        batch = batch_of(rows.data, picked, index, run.recipe.augment, run.seed, run.epoch, recorded)
         yield batch, None if signal is None else signal.outputs(batch)
 
 

@@ -18,39 +18,44 @@ class Replay:
     """The signal of one epoch: `views` holds the recorded fields of every view a batch may have rows of."""
 
     def __init__(self, views: Mapping[int, Fields], needs: frozenset[str], device: str) -> None:
-        self._views, self._needs, self._device = views, needs, device
+        self.views, self._needs, self._device = views, needs, device
 
     def outputs(self, batch: Batch) -> Outputs:
         """Recorded outputs for every row of `batch`, float32."""
-        parts = _by_view(batch, sorted(self._views))
-        read = {name: self._read(name, parts) for name in self._stored()}
-        stages, maps = (_numbered(read, kind) for kind in ("stages", "attention"))
-        return Outputs(read["logits"], read.get("embedding"), stages, maps)
+        parts = _by_view(batch, sorted(self.views))
+        return outputs_of({name: self._read(name, parts) for name in self.stored()})
 
     @property
     def made(self) -> Callable[[int, Tensor], Made] | None:
         """The augmented rows themselves, where they are recorded with the outputs."""
-        augmented = [fields for view, fields in self._views.items() if view > 0]
+        augmented = [fields for view, fields in self.views.items() if view > 0]
         return self._made if augmented and all("rows" in fields for fields in augmented) else None
 
     def _made(self, view: int, index: Tensor) -> Made:
-        fields = self._views[view]
+        fields = self.views[view]
         rows = _rows(fields["rows"], index).to(self._device)
         return Made(rows.float().div_(255), _rows(fields["fired"], index).to(self._device))
 
-    def _stored(self) -> list[str]:
-        some = next(iter(self._views.values()))
+    def stored(self) -> list[str]:
+        """Names of the fields that are read of every view."""
+        some = next(iter(self.views.values()))
         return [name for name in some if name.partition(".")[0] in self._needs]
 
     def _read(self, name: str, parts: list[tuple[int, Tensor | None, Tensor]]) -> Tensor:
         """One field for all rows; each view's rows lie in a segment of their own."""
-        found = [_rows(self._views[view][name], index).to(self._device).float() for view, _, index in parts]
+        found = [_rows(self.views[view][name], index).to(self._device).float() for view, _, index in parts]
         if len(found) == 1:
             return found[0]
         out = found[0].new_empty(sum(map(len, found)), *found[0].shape[1:])
         for (_, positions, _), values in zip(parts, found, strict=True):
             out[positions] = values
         return out
+
+
+def outputs_of(read: Mapping[str, Tensor]) -> Outputs:
+    """Recorded fields of some rows, put together."""
+    stages, maps = (_numbered(read, kind) for kind in ("stages", "attention"))
+    return Outputs(read["logits"], read.get("embedding"), stages, maps)
 
 
 def _by_view(batch: Batch, views: list[int]) -> list[tuple[int, Tensor | None, Tensor]]:

@@ -13,15 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from autokd.core.device import Setting
+from autokd.core.dials import Dials
 from autokd.core.fused import Stacked, alike, pays
 from autokd.core.graphs import CudaCapture, Graphed
-from autokd.core.optim import optimiser
+from autokd.core.optim import copy_slots, optimiser, shared_optimiser
 from autokd.core.step import Forward, Step
 from autokd.data import Data
 from autokd.objectives import resolve as resolve_objective
 from autokd.protocols import Batch, Objective, Outputs, Shapes, Task, seed_everything
 from autokd.recipe import Recipe
 from autokd.students import resolve as resolve_family
+from autokd.students.norm import fuse_norms
 from autokd.students.normalise import set_normalisation
 from autokd.students.tap import Tap
 
@@ -41,8 +43,15 @@ class Run:
         teacher: Shapes | None,
         example: Tensor,
         setting: Setting,
+        shared: bool = False,
     ) -> None:
+        """With `shared`, a place for trials of this structure in turn: it reads their numbers from `dials`."""
         self.recipe, self.seed, self.epoch, self.setting = recipe, seed, 0, setting
+        self.dials = Dials(recipe, setting.device) if shared else None
+        self._made_of = (data, task, teacher, example)
+        self.fed_because = (
+            ""  # why a GPU's steps are not whole ones, which begin at the indices of a batch, if they are not
+        )
         self.history: list[dict[str, Any]] = []
         classes = {term.objective: resolve_objective(term.objective) for term in recipe.terms}
         needs = NEEDS_LOGITS.union(*(cls.needs for cls in classes.values()))
@@ -50,6 +59,8 @@ class Run:
             seed_everything(seed)
             networks = [build_student(recipe, data).to(setting.device) for _ in range(1 + recipe.peers.count)]
             modules = [network.to(memory_format=setting.memory_format) for network in networks]
+            if setting.fused_norm:
+                modules = [fuse_norms(module) for module in modules]
             self.taps = [Tap(module, example, want=needs) for module in modules]
             self.objectives = [self._objectives(classes, tap.shapes, teacher, setting) for tap in self.taps]
         if setting.compiled:
@@ -57,9 +68,10 @@ class Run:
                 module.compile()
         self.of_teacher = self._of_teacher(teacher)
         self.parts = nn.ModuleList([*modules, *self.objectives])
-        self.optimiser = optimiser(self.parts.parameters(), recipe.optim, setting.device)
-        self.step = Step(recipe, task, self._forward(needs, example), self.objectives, self.optimiser, setting)
-        self.captured = captured(self.step, self.parts, setting)
+        self.optimiser = self._optimiser()
+        forward = self._forward(needs, example)
+        self.step = Step(recipe, task, forward, self.objectives, self.optimiser, setting, self.dials)
+        self.captured = None if shared else captured(self.step, self.parts, setting)
 
     @property
     def student(self) -> nn.Module:
@@ -67,8 +79,10 @@ class Run:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Why a GPU's steps are not captured, if they are not."""
-        return (self.captured.note,) if self.captured is not None and self.captured.note else ()
+        """Why a GPU's steps are not captured from the indices of a batch on, or not at all, if they are not."""
+        uncaptured = "" if self.captured is None else self.captured.note
+        fed = f"no CUDA graph of whole steps: {self.fed_because}" if self.fed_because else ""
+        return tuple(note for note in (fed, uncaptured) if note)
 
     def train(self, batch: Batch, taught: Outputs | None, progress: float) -> None:
         """One step, at `progress` in [0, 1] of the whole training."""
@@ -93,18 +107,40 @@ class Run:
         yield
         self._noise = torch.get_rng_state()
 
+    def place(self) -> Run:
+        """A shared run of this one's structure."""
+        return Run(self.recipe, self.seed, *self._made_of, self.setting, shared=True)
+
+    def take_over(self, other: Run) -> None:
+        """Weights, statistics, optimiser state, sums and dials of another run of the same structure, into this one's memory."""
+        with torch.no_grad():
+            for of, to in zip(_tensors(other.parts), _tensors(self.parts), strict=True):
+                to.copy_(of)
+        copy_slots(other.optimiser, self.optimiser)
+        self.step.take_over(other.step)
+        if self.dials is not None:
+            self.dials.turn(other.recipe, other.objectives[0])
+
     def close(self) -> None:
         if self.captured is not None:
             self.captured.close()
         for tap in self.taps:
             tap.close()
 
+    def _optimiser(self) -> torch.optim.Optimizer:
+        spec, device, parameters = self.recipe.optim, self.setting.device, self.parts.parameters()
+        if self.dials is None:
+            return optimiser(parameters, spec, device)
+        for objectives in self.objectives:
+            self.dials.lend(self.recipe, objectives)
+        return shared_optimiser(parameters, spec, device, self.dials.lr)
+
     def _forward(self, needs: frozenset[str], example: Tensor) -> Forward:
         """Each network by itself; on a GPU a student and peers that put out logits alone as one, if that is measured to be faster."""
-        modules = [tap.module for tap in self.taps]
+        taps, modules = self.taps, [tap.module for tap in self.taps]
 
         def separately(x: Tensor) -> list[Outputs]:
-            return [tap(x) for tap in self.taps]
+            return [tap(x) for tap in taps]
 
         if not (self.setting.on_gpu and needs == NEEDS_LOGITS and alike(modules)):
             return separately
@@ -171,6 +207,10 @@ def _laid_out_as(parameter: Tensor, value: Any) -> Any:
     if not isinstance(value, Tensor) or value.shape != parameter.shape:
         return value
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _tensors(parts: nn.Module) -> list[Tensor]:
+    return [*parts.parameters(), *parts.buffers()]
 
 
 def captured(step: Step, parts: nn.ModuleList, setting: Setting) -> Graphed | None:

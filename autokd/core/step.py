@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from autokd.augment.views import ccd_weight
 from autokd.core.device import Setting
-from autokd.core.optim import learning_rate, set_learning_rate
+from autokd.core.dials import Dials, Factors, factors_of
+from autokd.core.optim import decay, learning_rate, set_learning_rate
 from autokd.errors import TrialFailure
 from autokd.peers import peer_losses
 from autokd.protocols import Batch, Objective, Outputs, Task
@@ -34,8 +35,11 @@ class Step:
         objectives: Sequence[nn.ModuleList],
         optimiser: torch.optim.Optimizer,
         setting: Setting,
+        dials: Dials | None = None,
     ) -> None:
-        self.recipe, self.task, self.setting = recipe, task, setting
+        """With `dials`, which `optimiser` has its learning rate from, the recipe's numbers are read there in every step."""
+        self.recipe, self.task, self.setting, self.dials = recipe, task, setting, dials
+        self._factors = factors_of(recipe) if dials is None else dials.factors
         self.forward, self.objectives, self.optimiser = forward, objectives, optimiser
         self._ramps = torch.ones(max(1, len(recipe.terms)), device=setting.device)  # of the terms' weights, in [0, 1]
         self._names: list[str] = []
@@ -49,7 +53,7 @@ class Step:
                 self._ramps[number].fill_(min(1.0, progress / term.warmup))
 
     def __call__(self, batch: Batch, taught: Outputs | None) -> None:
-        recipe = self.recipe
+        recipe, factors = self.recipe, self._factors
 
         # 1. every network once
         with self.setting.autocast():
@@ -57,25 +61,38 @@ class Step:
         outputs = [each.float() for each in outputs]
 
         # 2. losses of every network by name, in float32
-        mutual = peer_losses([each.logits for each in outputs], recipe.peers.temperature)
+        mutual = peer_losses([each.logits for each in outputs], factors.peer_temperature)
         weight = row_weights(recipe, taught, batch)
         losses = []
         for each, objectives, peer_loss in zip(outputs, self.objectives, mutual, strict=True):
-            parts = network_losses(recipe, self.task, each, taught, batch, objectives, weight, self._ramps)
+            parts = network_losses(recipe, factors, self.task, each, taught, batch, objectives, weight, self._ramps)
             if recipe.peers.count:
-                parts["peers"] = recipe.peers.weight * peer_loss
+                parts["peers"] = factors.peer_weight * peer_loss
             losses.append(parts)
 
         # 3. one backward, one update
         loss = torch.stack([term for parts in losses for term in parts.values()]).sum()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        if self.dials is not None:
+            decay(self.optimiser, self.dials.lr, self.dials.weight_decay)
         self.optimiser.step()
         self._add({**losses[0], "all": loss})  # the student's own are the ones logged
 
     def begin(self) -> None:
         """Of an epoch: nothing is summed up yet."""
         self._sums.zero_()
+
+    def take_over(self, other: Step) -> None:
+        """The trial of another step of the same structure: its schedules, and what it has summed up in this epoch."""
+        self.recipe = other.recipe
+        self._ramps.fill_(1.0)
+        if other._names and not self._names:
+            self._names, self._sums = list(other._names), other._sums.clone()
+        elif other._names:
+            self._sums.copy_(other._sums)
+        else:
+            self._sums.zero_()
 
     @property
     def sums(self) -> dict[str, float]:
@@ -91,6 +108,7 @@ class Step:
 
 def network_losses(
     recipe: Recipe,
+    factors: Factors,
     task: Task,
     student: Outputs,
     teacher: Outputs | None,
@@ -100,12 +118,12 @@ def network_losses(
     ramps: Tensor,
 ) -> dict[str, Tensor]:
     """Weighted losses of one network by name: "ce", then "<objective>" or "<objective>.<part>"."""
-    losses = {"ce": recipe.ce_weight * task.loss(student, batch)}
-    for term, objective, ramp in zip(recipe.terms, objectives, ramps, strict=False):
+    losses = {"ce": factors.ce_weight * task.loss(student, batch)}
+    for term, weight, objective, ramp in zip(recipe.terms, factors.weights, objectives, ramps, strict=False):
         parts = parts_of(objective, student, teacher, batch, row_weight)
         for name, part in parts.items():
             full = term.objective if name == term.objective else f"{term.objective}.{name}"
-            losses[full] = (term.weight * ramp) * part
+            losses[full] = (weight * ramp) * part
     return losses
 
 

@@ -19,7 +19,7 @@ PEARSON_EPS = 1e-8  # added to the denominator, as in the authors' DIST code
 TEMPERATURE = "both softmaxes are of logits divided by it"
 
 
-def kl_rows(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def kl_rows(student: Tensor, teacher: Tensor, temperature: float | Tensor) -> Tensor:
     """KL(p_t ‖ p_s) per row of (N, C) logits -> (N,), nats, without T². Finite for finite logits."""
     log_s = (student / temperature).log_softmax(1)
     log_t = (teacher / temperature).log_softmax(1)
@@ -38,6 +38,7 @@ class KD(Objective):
         "temperature": Rule("float", 4.0, 0.5, 50.0, about=TEMPERATURE),
     }
     row_weighted: ClassVar[bool] = True
+    dials: ClassVar[frozenset[str]] = frozenset({"temperature"})
 
     def __init__(self, *, temperature: float = 4.0) -> None:
         super().__init__()
@@ -63,6 +64,7 @@ class DKD(Objective):
         "temperature": Rule("float", 4.0, 0.5, 50.0, about=TEMPERATURE),
     }
     row_weighted: ClassVar[bool] = True
+    dials: ClassVar[frozenset[str]] = frozenset({"alpha", "beta", "temperature"})
 
     def __init__(self, *, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> None:
         super().__init__()
@@ -79,7 +81,7 @@ class DKD(Objective):
         }
 
 
-def decoupled_rows(student: Tensor, teacher: Tensor, y: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def decoupled_rows(student: Tensor, teacher: Tensor, y: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
     """(TCKD, NCKD) per row, (N,) each, without T².
 
     log(1 − p_y) is a difference of two log-sum-exps, never the log of a difference: confident rows stay finite.
@@ -115,6 +117,7 @@ class DIST(Objective):
         "gamma": Rule("float", 1.0, 0.0, 32.0, about="weight of the correlation over rows, per class"),
         "temperature": Rule("float", 1.0, 0.5, 50.0, about=TEMPERATURE),
     }
+    dials: ClassVar[frozenset[str]] = frozenset({"beta", "gamma", "temperature"})
 
     def __init__(self, *, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0) -> None:
         super().__init__()

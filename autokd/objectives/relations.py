@@ -33,6 +33,7 @@ class RKD(Objective):
         "angle": Rule("float", 50.0, 0.0, 500.0, about="weight of the angles of triples"),
     }
     needs: ClassVar[frozenset[str]] = frozenset({"embedding"})
+    dials: ClassVar[frozenset[str]] = frozenset({"distance", "angle"})
     weight_range: ClassVar[tuple[float, float]] = (0.2, 5.0)
 
     def __init__(self, *, distance: float = 25.0, angle: float = 50.0) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from autokd.errors import RecipeError, nearest
 from autokd.recipe import Rule, Value
+from autokd.students.norm import BatchNorm
 
 SMALLEST_SIDE = 8  # two halvings leave 2 x 2
 
@@ -45,14 +46,16 @@ def image_misfit(family: str, input_shape: tuple[int, ...]) -> str | None:
     return f"family '{family}' needs {wanted}, got {tuple(input_shape)}; use family 'mlp'"
 
 
-def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    """Convolution that keeps the side (divided by stride), then batch norm."""
+def conv_bn(
+    inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1, relu: bool = False
+) -> list[nn.Module]:
+    """Convolution that keeps the side (divided by stride), then batch norm, with ReLU on demand."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return [conv, nn.BatchNorm2d(outputs)]
+    return [conv, BatchNorm(outputs, relu)]
 
 
 def conv_bn_relu(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    return [*conv_bn(inputs, outputs, kernel, stride, groups), nn.ReLU(inplace=True)]
+    return conv_bn(inputs, outputs, kernel, stride, groups, relu=True)
 
 
 def stem(input_shape: tuple[int, ...], width: int) -> list[nn.Module]:

@@ -17,6 +17,7 @@ from autokd.constraints import Cost
 from autokd.errors import InputError
 from autokd.protocols import StudentFamily
 from autokd.recipe import Value
+from autokd.students.norm import BatchNorm
 from autokd.students.tap import logits_of
 
 # What a user's module may raise when it is built or run in a way it was not made for. Others (out of memory, a failed
@@ -109,6 +110,15 @@ def _drop_norms(module: nn.Module) -> None:
         for name, child in part.named_children():
             if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d):
                 setattr(part, name, nn.Identity())
+            elif type(child) is BatchNorm:
+                setattr(part, name, _First())
+
+
+class _First(nn.Identity):
+    """Puts out its first input."""
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return x
 
 
 def _zeros(module: nn.Module, input_shape: tuple[int, ...]) -> Tensor:

@@ -38,8 +38,11 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.layers(x)
-        return y.add_(x) if self.residual else y
+        *layers, norm = self.layers
+        y = x
+        for layer in layers:
+            y = layer(y)
+        return norm(y, residual=x if self.residual else None)
 
 
 class MobileNet(nn.Module):

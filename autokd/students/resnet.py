@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from autokd.recipe import Rule, Value
 from autokd.students.blocks import conv_bn, image_misfit, initialise, pooled, settings, stages, stem, width_and_depths
@@ -21,15 +20,14 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.conv1, self.bn1 = conv_bn(inputs, outputs, stride=stride)
-        self.conv2, self.bn2 = conv_bn(outputs, outputs)
+        self.conv1, self.bn1 = conv_bn(inputs, outputs, stride=stride, relu=True)
+        self.conv2, self.bn2 = conv_bn(outputs, outputs, relu=True)
         same = inputs == outputs and stride == 1
         self.shortcut: nn.Module = nn.Identity() if same else nn.Sequential(*conv_bn(inputs, outputs, 1, stride))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = functional.relu(self.bn1(self.conv1(x)), inplace=True)
-        y = self.bn2(self.conv2(y))
-        return functional.relu(y.add_(self.shortcut(x)), inplace=True)
+        y = self.bn1(self.conv1(x))
+        return self.bn2(self.conv2(y), residual=self.shortcut(x))
 
 
 class ResNet(nn.Module):

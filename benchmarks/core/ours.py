@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from autokd.core.core import Blueprint, TrainingCore, calibrate
-from autokd.core.device import Setting, candidates
+from autokd.core.device import Setting, candidates, has_fused_norm
 from autokd.core.live import BLOCK, LiveTeacher
 from autokd.core.loop import feed, signal_of
 from autokd.core.payload import TapePlan
@@ -109,8 +109,9 @@ def precisions() -> tuple[str, ...]:
 
 
 def accuracy(recipe: Recipe, seed: int, precision: str, teacher: Teacher, epochs: int) -> float:
-    """Validation accuracy of a whole training on tape, student and teacher in this precision."""
-    setting = Setting(precision=precision, teacher_precision=precision)
+    """Validation accuracy of a whole training on tape, student and teacher in this precision; float32 with torch's operators alone."""
+    fused = precision != "fp32" and has_fused_norm("cpu")
+    setting = Setting(precision=precision, teacher_precision=precision, fused_norm=fused)
     with tempfile.TemporaryDirectory() as scratch:
         tape, _ = tape_plan(teacher, ["kd"], epochs, TapePlace(Path(scratch) / "tape", LIMIT))
         core = TrainingCore(teacher.data, teacher.module, scratch, setting, tape=tape)

@@ -32,6 +32,15 @@ def test_hash_is_splitmix64_counter_by_counter() -> None:
     assert int(hashed(0, 5, torch.tensor([-7]), 2**62)[0]) % 2**64 == expected
 
 
+@pytest.mark.parametrize("seed", [0, 11, -3, 2**40])
+@pytest.mark.parametrize("epoch", [0, 1, 239, 2**35])
+def test_a_tensor_without_axes_counts_as_the_integer_in_it(seed: int, epoch: int) -> None:
+    of_integers = hashed(seed, epoch, ROWS[:50], 1, Stream.TOP)
+    assert torch.equal(hashed(torch.tensor(seed), torch.tensor(epoch), ROWS[:50], 1, Stream.TOP), of_integers)
+    assert torch.equal(hashed(seed, torch.tensor(epoch), ROWS[:50], 1, Stream.TOP), of_integers)
+    assert torch.equal(uniform(torch.tensor(seed), epoch, 5), uniform(seed, epoch, 5))
+
+
 @pytest.mark.parametrize("where", [1, 2, 3])
 def test_uniform_over_each_counter(where: int) -> None:
     counters: list[torch.Tensor | int] = [3, 5, 7]

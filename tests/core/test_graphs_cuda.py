@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import gc
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 from fake_cuda import FakeCuda
+from sharing import (
+    CASES,
+    alone,
+    assert_close,
+    in_turns,
+    launched,
+    losses,
+    never_at_chance,
+    recorded,
+    state,
+    train,
+    two_trials,
+)
 from steps import Calls, Step, batch_of, curve
-from tiny import network
+from tiny import network, recipe
 from torch import Tensor, nn
 
 from autokd.core.graphs import WARM_UP, CudaCapture, Graphed
@@ -157,3 +171,32 @@ def test_graphs_of_several_shapes_share_one_pool() -> None:
         for rows in (6, 12, 9):
             ours, theirs = curve(graphed, step, [number], rows), curve(plain, plain, [number], rows)
             assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+NEAR = 2e-2  # of weights after some epochs: other kernels add up in another order
+
+
+@cuda
+@pytest.mark.parametrize("how", CASES)
+def test_whole_cuda_steps_train_as_launched_ones_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    never_at_chance(monkeypatch)
+    of = recipe(**{"optim": {"batch": 6}, **CASES[how]})
+    plain = launched(tmp_path / "plain", tape=tmp_path / "tape", device="cuda")
+    its_core = recorded(tmp_path / "ours", tape=tmp_path / "tape", device="cuda")
+    theirs, report = train(plain, of, 4), train(its_core, of, 4)
+    assert report.notes == () and losses(report) == pytest.approx(losses(theirs), rel=1e-2)
+    assert_close(state(its_core), state(plain), NEAR)
+
+
+@cuda
+@pytest.mark.parametrize("how", ["kd", "kd, adamw", "whole views", "a peer", "many objectives", "no teacher"])
+def test_trials_that_share_a_cuda_graph_end_where_they_end_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    never_at_chance(monkeypatch)
+    both = two_trials(how)
+    its_core = recorded(tmp_path / "ours", tape=tmp_path / "tape", device="cuda")
+    assert all(report.notes == () for report in in_turns(its_core, both, 4))
+    assert its_core.pools is not None and [len(pool) for pool in its_core.pools] == [1]
+    for number, theirs in enumerate(alone(tmp_path, both, 4, device="cuda")):
+        assert_close(state(its_core, str(number)), theirs, NEAR)

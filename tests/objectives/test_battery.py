@@ -198,6 +198,17 @@ class TestEveryObjective:
                 number(total(alone)), rel=1e-12
             )
 
+    def test_dials_may_be_scalars_on_a_device(self, name: str) -> None:
+        """Every float field is one: a search varies it, and trials that differ in it alone share a recorded step."""
+        student, teacher, batch = reference()
+        objective = built(name, student, teacher)
+        plain = objective(student, teacher, batch)
+        assert objective.dials == {field for field, rule in objective.fields.items() if rule.kind == "float"}
+        for field in objective.dials:
+            setattr(objective, field, torch.tensor(getattr(objective, field), dtype=torch.float64))
+        for term, value in objective(student, teacher, batch).items():
+            assert number(value) == pytest.approx(number(plain[term]), rel=1e-12)
+
     @pytest.mark.parametrize("scale", [0.0, 1e-4, 50.0])
     def test_extreme_values_stay_finite(self, name: str, scale: float) -> None:
         student, leaves = with_gradient(random_outputs(0))

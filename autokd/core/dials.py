@@ -1,0 +1,92 @@
+"""The numbers of a recipe that a search varies most, as scalars on the device: trials that differ in nothing else share a recorded step.
+
+Dials are the learning rate, weight decay, the weights of cross-entropy, terms and peers, the peers' temperature, and those
+fields of objectives that `Objective.dials` names. Schedule and warm-ups are not part of a step: they decide on the host
+what the learning rate and the terms' ramps are set to. All the rest, momentum included, is `structure`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from autokd.objectives import resolve
+from autokd.recipe import Recipe, TermSpec, Value
+
+Number = float | Tensor
+PLAIN = ("ce_weight", "peers.weight", "peers.temperature", "optim.lr", "optim.weight_decay")
+ON_HOST = ("optim.schedule", "optim.warmup")
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What a step multiplies its losses by, and what it divides its peers' logits by."""
+
+    ce_weight: Number
+    weights: tuple[Number, ...]  # of the terms
+    peer_weight: Number
+    peer_temperature: Number
+
+
+def factors_of(recipe: Recipe) -> Factors:
+    """As plain numbers."""
+    weights = tuple(term.weight for term in recipe.terms)
+    return Factors(recipe.ce_weight, weights, recipe.peers.weight, recipe.peers.temperature)
+
+
+def structure(recipe: Recipe) -> tuple[tuple[str, Value], ...]:
+    """What is left of a recipe without dials and schedules: equal for trials that can share a recorded step."""
+    left_out = {*PLAIN, *ON_HOST, *(f"terms.{term.objective}.warmup" for term in recipe.terms), *_of_terms(recipe)}
+    if recipe.augment.policy != "jda":
+        left_out |= {f"augment.{name}" for name in type(recipe.augment).model_fields if name != "policy"}
+    if recipe.optim.name != "sgd":
+        left_out.add("optim.momentum")
+    objectives = tuple(("objective", term.objective) for term in recipe.terms)
+    return *objectives, *((name, value) for name, value in recipe.flat().items() if name not in left_out)
+
+
+class Dials:
+    """The scalars of one recorded step, in one buffer that stays where it is. `turn` sets them to a trial's numbers."""
+
+    def __init__(self, recipe: Recipe, device: str) -> None:
+        names = [*PLAIN, *_of_terms(recipe)]
+        self._values = torch.zeros(len(names), device=device)
+        self._dials = dict(zip(names, self._values.unbind(), strict=True))
+        weights = tuple(self._dials[f"terms.{term.objective}.weight"] for term in recipe.terms)
+        ce_weight, peer_weight, peer_temperature, self.lr, self.weight_decay = (self._dials[name] for name in PLAIN)
+        self.factors = Factors(ce_weight, weights, peer_weight, peer_temperature)
+
+    def lend(self, recipe: Recipe, objectives: Iterable[nn.Module]) -> None:
+        """From now on one network's objectives read their fields here."""
+        for term, objective in zip(recipe.terms, objectives, strict=True):
+            for name in _fields(term):
+                setattr(objective, name, self._dials[f"terms.{term.objective}.{name}"])
+
+    def turn(self, recipe: Recipe, objectives: Iterable[nn.Module]) -> None:
+        """To the numbers of a recipe of the same structure; `objectives` are those built for it."""
+        numbers = _numbers(recipe, objectives)
+        self._values.copy_(torch.tensor([numbers[name] for name in self._dials]))
+
+
+def _of_terms(recipe: Recipe) -> list[str]:
+    """Flat names of the terms' dials."""
+    return [f"terms.{term.objective}.{name}" for term in recipe.terms for name in ("weight", *_fields(term))]
+
+
+def _fields(term: TermSpec) -> list[str]:
+    """The dials that a term's class names itself: what one derived from it does with these fields is not known."""
+    return sorted(vars(resolve(term.objective)).get("dials", ()))
+
+
+def _numbers(recipe: Recipe, objectives: Iterable[nn.Module]) -> Mapping[str, float]:
+    """The value of every dial. Fields that a recipe leaves to their defaults are known to the objectives alone."""
+    flat = recipe.flat()
+    numbers = {name: float(flat[name]) for name in PLAIN}
+    for term, objective in zip(recipe.terms, objectives, strict=True):
+        numbers[f"terms.{term.objective}.weight"] = term.weight
+        for name in _fields(term):
+            numbers[f"terms.{term.objective}.{name}"] = float(getattr(objective, name))
+    return numbers
