@@ -22,6 +22,7 @@ from benchmarks.search.methods import COMPARED, METHODS
 from benchmarks.search.plots import regret_plot
 from benchmarks.search.priors import PRIORS
 from benchmarks.search.replay import UNITS
+from benchmarks.search.tables import Table
 
 SLOW = ("optuna-gp", "smac")  # a second and more for a proposal
 QUICK = tuple(name for name in COMPARED if name not in SLOW)
@@ -32,7 +33,9 @@ WITH_COSTS = ("diswot", "kd-digits", "kd-fashion_mnist")  # tables that know the
 def main() -> None:
     arguments = _arguments()
     begun = time.perf_counter()
-    for part in arguments.only:
+    if arguments.absent:
+        print(f"Not measured, since they are not in {arguments.data}: {', '.join(arguments.absent)}.\n")
+    for part in arguments.only if arguments.tasks else ():
         print(PARTS[part](arguments), flush=True)
     print(f"\n{(time.perf_counter() - begun) / 60:.1f} minutes")
 
@@ -73,13 +76,19 @@ def priors(arguments: argparse.Namespace) -> str:
 
 
 def lanes(arguments: argparse.Namespace) -> str:
-    table = tasks.load(arguments.tasks[0], arguments.data)
+    table = _plain(arguments)
     return scale.report(table, scale.SHORT_SIZES if arguments.short else scale.SIZES)
 
 
 def deciding(arguments: argparse.Namespace) -> str:
-    table = tasks.load(arguments.tasks[0], arguments.data)
+    table = _plain(arguments)
     return speed.report(table, speed.SHORT_SIZES if arguments.short else speed.SIZES)
+
+
+def _plain(arguments: argparse.Namespace) -> Table:
+    """A table that answers at once: recorded, not a surrogate, if there is one."""
+    recorded = [name for name in arguments.tasks if tasks.suite_of(name) == "taskset"]
+    return tasks.load([*recorded, *arguments.tasks][0], arguments.data)
 
 
 def constraints(arguments: argparse.Namespace) -> str:
@@ -128,10 +137,25 @@ def _arguments() -> argparse.Namespace:
     short = arguments.short
     arguments.only = arguments.only or tuple(PARTS)
     arguments.methods = arguments.methods or (QUICK if short else COMPARED)
-    arguments.tasks = arguments.tasks or (tasks.SHORT if short else tasks.DEVELOPMENT + tasks.HELD_OUT)
+    every = tasks.SHORT if short else tasks.DEVELOPMENT + tasks.HELD_OUT
+    arguments.absent = [] if arguments.tasks else [n for n in every if not tasks.path_of(n, arguments.data).exists()]
+    arguments.tasks = arguments.tasks or [name for name in every if name not in arguments.absent]
+    _check(parser, arguments)
     arguments.seeds = arguments.seeds or (3 if short else 10)
     arguments.most = arguments.most or (20 if short else BUDGETS[-1])
     return arguments
+
+
+def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Leave by an error if something is not there."""
+    for name in arguments.methods:
+        package = METHODS[name].missing()
+        if package is not None:
+            parser.error(f"{name} needs the package {package}; install autokd[bench], or name others with --methods")
+    for name in arguments.tasks:
+        path = tasks.path_of(name, arguments.data)
+        if not path.exists():
+            parser.error(f"{name} must lie in {path}; name the folder with --data, or other tasks with --tasks")
 
 
 def _parts(text: str) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from benchmarks.search.priors import PRIORS
 from benchmarks.search.replay import Replay
 
 ROOT = Path(__file__).resolve().parents[2]
+ABSENT = "absent"
 RULES = "benchmarks/search/{tables,replay}.py"
 ENGINE = (
     "autokd/engine/*.py",
@@ -37,6 +38,10 @@ class Method:
         """Changes with the code that decides what this method does on tables of a suite, and with its packages' versions."""
         return _fingerprint((RULES, f"benchmarks/search/{suite}*.*", *self.sources), self.packages)
 
+    def missing(self) -> str | None:
+        """A package that is not installed, or None."""
+        return next((name for name in self.packages if _version(name) == ABSENT), None)
+
 
 RAY = ("benchmarks/search/asha.py", "benchmarks/search/full_fidelity.py")
 METHODS: dict[str, Method] = {
@@ -52,9 +57,10 @@ METHODS: dict[str, Method] = {
     "smac": Method(smac3.smac, planned=True, sources=("benchmarks/search/smac3.py",), packages=("smac",)),
 }
 COMPARED = tuple(METHODS)
+OTHERS = {**PRIORS, "autokd-two-lanes": partial(ours.autokd_engine, lanes=2)}
 METHODS |= {
     name: Method(search, planned=True, sources=(*ENGINE, "benchmarks/search/priors.py"), packages=("optuna",))
-    for name, search in PRIORS.items()
+    for name, search in OTHERS.items()
 }
 
 
@@ -82,4 +88,4 @@ def _version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return "absent"
+        return ABSENT

@@ -70,18 +70,19 @@ class Simulation:
 
 
 def autokd_engine(replay: Replay, lanes: int = 1) -> None:
-    """A search with this budget, which the engine knows, as it does in use."""
+    """A search with this budget, which the engine knows, as it does in use. Seconds are shared among the lanes."""
     table = replay.table
-    amount = replay.budget * (table.epochs if replay.unit == "epochs" else table.reference.seconds)
-    budget = Budget("epochs", int(amount)) if replay.unit == "epochs" else Budget("seconds", amount)
+    unit = table.epochs if replay.unit == "epochs" else table.reference.seconds
+    amount = replay.budget * unit
+    budget = Budget("epochs", int(amount)) if replay.unit == "epochs" else Budget("seconds", amount / lanes)
     with tempfile.TemporaryDirectory() as scratch:
         simulation = Simulation(table, replay.seed, budget, Path(scratch), lanes)
 
         def follow(event: Event) -> None:
             best = leader(simulation.director.history) if event["event"] == "rung" else None
             if best is not None:
-                spent = simulation.trainer.epochs if replay.unit == "epochs" else simulation.clock.now
-                replay.trajectory.add(spent / amount * replay.budget, table.final(best.point))
+                spent = simulation.trainer.epochs if replay.unit == "epochs" else lanes * simulation.clock.now
+                replay.trajectory.add(min(spent / unit, replay.budget), table.final(best.point))
 
         simulation.ledger.listen(follow)
         simulation.run()

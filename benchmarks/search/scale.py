@@ -79,5 +79,6 @@ def report(table: Table, sizes: Sequence[tuple[int, int]]) -> str:
     rows = []
     for lanes, trials in sizes:
         found = scaled(table, lanes, Budget("trials", trials))
-        rows += [found.row(), scaled(table, lanes, Budget("seconds", found.elapsed)).row()]
+        ideal = Budget("seconds", found.elapsed * found.speed_up / lanes)  # if all lanes had been busy all the time
+        rows += [found.row(), scaled(table, lanes, ideal).row()]
     return f"# Many lanes ({table.name})\n\n{markdown(HEAD, rows)}"

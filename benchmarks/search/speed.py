@@ -46,15 +46,19 @@ def _slowed(event: Event) -> Event:
 
 
 def _proposals(simulation: Simulation, events: list[Event]) -> list[float]:
-    """Seconds of decisions, each with one answer more than the one before; the budget is raised, so that there is one to make."""
-    asked = []
-    engine = simulation.engine
+    """Seconds of proposals, each begun and answered at the first rung before the next is asked for."""
+    asked, sampler = [], simulation.engine.sampler
     history = History.replay(events)
-    history.budget = Budget("trials", 10 * len(history.trials)).to_dict()
-    answers = iter([event for event in events if event["event"] == "rung" and event["epoch"] == history.rungs[0]])
-    for _ in range(PROPOSALS):
-        asked.append(_seconds(lambda: engine.sampler.propose(history)))
-        history.add({**next(answers), "value": 0.1})
+    answer = next(event for event in events if event["event"] == "rung" and event["epoch"] == history.rungs[0])
+    begin = next(event for event in events if event["event"] == "start")
+    for number in range(PROPOSALS):
+        begun = time.process_time()
+        proposal = sampler.propose(history)
+        asked.append(time.process_time() - begun)
+        name, value = f"asked-{number}", 0.1 * number / PROPOSALS
+        recipe, point = proposal.recipe.to_dict(), proposal.point
+        history.add({**begin, "trial": name, "recipe": recipe, "point": point, "source": proposal.source})
+        history.add({**answer, "trial": name, "value": value})
     return asked
 
 

@@ -6,6 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from benchmarks.search.diswot import Diswot
+from benchmarks.search.kd_table import PATH as KD_TABLE
 from benchmarks.search.lcbench import Lcbench
 from benchmarks.search.tables import Table
 from benchmarks.search.taskset import Taskset
@@ -63,22 +64,28 @@ def suite_of(name: str) -> str:
     return name.partition("-")[0]
 
 
+def path_of(name: str, folder: Path) -> Path:
+    """The file that a task is read from."""
+    suite, _, rest = name.partition("-")
+    places = {
+        "lcbench": folder / "lcbench" / "model.onnx",
+        "taskset": folder / "taskset" / f"imdb_{rest}.npz",
+        "diswot": folder / "diswot_s1.csv",
+        "kd": KD_TABLE,
+    }
+    return places[suite]
+
+
 @lru_cache(None)
 def load(name: str, folder: Path) -> Table:
     """A task, once a process. Raises FileNotFoundError, which says where it was looked for."""
-    suite, _, rest = name.partition("-")
-    if suite == "lcbench":
-        return Lcbench(_there(folder / "lcbench"), rest)
-    if suite == "taskset":
-        return Taskset(_there(folder / "taskset" / f"imdb_{rest}.npz"))
-    if suite == "kd":
+    path, rest = path_of(name, folder), name.partition("-")[2]
+    if not path.exists():
+        raise FileNotFoundError(f"the task {name} must be in a file, {path} is not there; name its folder with --data")
+    if suite_of(name) == "kd":
         from benchmarks.search.kd import Kd  # imports torch
 
-        return Kd(rest)
-    return Diswot(_there(folder / "diswot_s1.csv"))
-
-
-def _there(path: Path) -> Path:
-    if not path.exists():
-        raise FileNotFoundError(f"recorded searches must lie in a folder, {path} is not there; name it with --data")
-    return path
+        return Kd(rest, path)
+    if suite_of(name) == "lcbench":
+        return Lcbench(path.parent, rest)
+    return Taskset(path) if suite_of(name) == "taskset" else Diswot(path)

@@ -60,12 +60,24 @@ def test_a_small_change_is_answered_by_the_same_recipe(table: Kd) -> None:
 
 
 def test_a_field_that_exists_on_one_side_only_is_as_far_as_can_be(table: Kd) -> None:
+    table._weights[:] = 1.0
     point = next(point for point in table.points if point["select.logits"] == "kd")
     near, far = (point | {"terms.kd.temperature": value} for value in (1.0, 20.0))
     gone = table.space.complete({k: v for k, v in point.items() if "kd" not in k} | {"select.logits": "none"})
     apart = [table._distance(table._coded(each))[table.nearest(point)] for each in (point, near, far, gone)]
     assert apart[0] == 0 and apart[1] + apart[2] == pytest.approx(1.0)
     assert apart[3] >= 3  # the choice, the weight and the temperature
+
+
+def test_fields_weigh_as_much_as_they_matter(table: Kd) -> None:
+    lr = np.array([float(point["optim.lr"]) for point in table.points])
+    table._curves = np.tile(np.log(lr)[:, None, None], (1, 2, EPOCHS))  # what a recipe is worth follows from one field
+    table._weights[:] = 1.0
+    alike = table.left_out()
+    table._weights = table._importance()
+    names = [field.name for field in table.space.fields]
+    assert table._weights.mean() == pytest.approx(1.0) and names[table._weights.argmax()] == "optim.lr"
+    assert alike < 0.5 and table.left_out() > 0.8
 
 
 def test_costs_are_those_of_the_network(table: Kd) -> None:

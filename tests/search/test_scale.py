@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from made_up import MadeUp
 from autokd.budget import Budget
 from autokd.ledger import Event, Ledger
 from autokd.orchestrate.simulate import Faults
+from benchmarks.search import scale, speed
 from benchmarks.search.ours import Simulation
 
 FAULTS = Faults(failures=0.05, deaths=0.05, stragglers=0.05, slowdown=5.0)
@@ -72,3 +74,15 @@ def test_lanes_are_of_use_in_spite_of_stragglers(tmp_path: Path) -> None:
 def test_a_simulated_search_is_the_same_to_the_letter(tmp_path: Path) -> None:
     first, again = (simulated(tmp_path / name, 16, 100) for name in ("first", "again"))
     assert first.ledger.events == again.ledger.events
+
+
+def test_speed_is_told_of_proposals_that_are_answered() -> None:
+    said = speed.report(MadeUp(), sizes=(60,))
+    assert re.search(r"\| 60 \| \d+ \(\d+ to \d+\) \| \d\.\d\d \|", said)
+
+
+def test_scale_is_told_for_both_kinds_of_budget() -> None:
+    found = scale.scaled(MadeUp(), lanes=8, budget=Budget("seconds", 0.2))
+    assert found.lost == 0 and found.trials > 80
+    assert 0.9 * 8 < found.speed_up <= 8.01, "with a deadline nobody waits for stragglers"
+    assert scale.report(MadeUp(), ((2, 20),)).count("| 2 |") == 2

@@ -115,5 +115,5 @@ def test_halves_do_not_overlap_and_hold_every_suite() -> None:
 
 
 def test_tables_that_are_not_there_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="name it with --data"):
+    with pytest.raises(FileNotFoundError, match="name its folder with --data"):
         tasks.load("diswot", tmp_path)
