@@ -17,6 +17,7 @@ from autokd.core.device import Setting
 from autokd.core.payload import TapePlan
 from autokd.data import Data
 from autokd.delivery import deliver
+from autokd.engine.ablation import When
 from autokd.engine.engine import Engine
 from autokd.errors import InputError
 from autokd.ledger import Ledger
@@ -44,6 +45,7 @@ class Settings:
     ray_address: str | None
     tape: TapePlan | None = None
     cohort: int = 1
+    ablation: When = False
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "tape": None if self.tape is None else self.tape.to_dict()}

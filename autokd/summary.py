@@ -44,6 +44,8 @@ def plan_lines(plan: Mapping[str, Any], head: Mapping[str, Any]) -> list[tuple[s
         ("rungs", " → ".join(map(str, plan.get("rungs") or head.get("rungs") or ())) + " epochs"),
         ("lanes", f"{plan.get('lanes') or head.get('lanes')} at a time, {head.get('executor', '?')} executor"),
     ]
+    kept = (head.get("settings") or {}).get("ablation") is True
+    lines += [("ablation", "a tenth of the budget is kept for it")] if kept else []
     constraints = limit_words(head.get("constraints") or {})
     timed = [("one epoch", "epoch_seconds"), ("full training", "full_training_seconds")]
     phases = [("recording", "recording_seconds"), ("search", "search_seconds"), ("final retraining", "final_seconds")]
