@@ -340,17 +340,8 @@ def _teacher_row(history: History) -> Row:
     teacher = history.head.get("teacher", {})
     values = () if teacher.get("value") is None else (teacher["value"],)
     tests = [event["value"] for event in history.tests if event["role"] == "teacher"]
-    return Row(
-        "teacher",
-        LABELS["teacher"],
-        teacher.get("params"),
-        teacher.get("flops"),
-        None,
-        (),
-        values,
-        tuple(tests[-1:]),
-        1.0,
-    )
+    params, flops = teacher.get("params"), teacher.get("flops")
+    return Row("teacher", LABELS["teacher"], params, flops, None, (), values, tuple(tests[-1:]), 1.0)
 
 
 def _student_row(history: History, role: str, label: str, trials: list[Trial]) -> Row:
@@ -371,20 +362,8 @@ def _student_row(history: History, role: str, label: str, trials: list[Trial]) -
 
 # ---- small things
 
-RECORD = (
-    "trial",
-    "role",
-    "state",
-    "source",
-    "seed",
-    "epoch",
-    "value",
-    "params",
-    "flops",
-    "seconds",
-    "reason",
-    "recipe",
-)
+DONE, SPENT = ("role", "state", "source", "seed", "epoch"), ("params", "flops", "seconds", "reason")
+RECORD = ("trial", *DONE, "value", *SPENT, "recipe")
 
 
 def _record(trial: Trial) -> dict[str, Any]:

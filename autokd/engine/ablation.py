@@ -19,8 +19,9 @@ from autokd.recipe import Recipe, Value
 from autokd.space import Space
 
 When = bool | Literal["auto"]
-SHARE = 0.1  # of the budget, beside the finals' share, where an ablation was asked for
-WORTHWHILE = 3  # changes that must be affordable before an ablation begins that was not asked for
+ASKED_SHARE = 0.1  # of the budget, beside the finals' share, where an ablation was asked for
+SPARE_SHARE = 0.03  # of the budget, of what the finals leave of their share, where it was not
+WORTHWHILE = 3  # changes that must be affordable for an ablation that was not asked for
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,20 @@ class Planner:
 
     @property
     def share(self) -> float:
-        """Of the budget that is kept for the ablation."""
-        return SHARE if self.when is True else 0.0
+        """Of the budget that the ablation may have."""
+        return {True: ASKED_SHARE, "auto": SPARE_SHARE, False: 0.0}[self.when]
 
     @property
     def fewest(self) -> int:
         """Trainings that must be affordable for an ablation to begin."""
         return 1 if self.when is True else WORTHWHILE
+
+    def kept(self, amount: float, spare: float, needed: float) -> float:
+        """What of a budget is kept back: of `spare`, which the finals leave of theirs, and only if that pays what is `needed`."""
+        if self.when is True:
+            return self.share * amount
+        found = min(self.share * amount, spare)
+        return found if found >= needed else 0.0
 
     def wanted(self, history: History) -> list[tuple[Change, int]]:
         """Changes and seeds that have not begun, the next one first."""

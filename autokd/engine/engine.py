@@ -6,6 +6,7 @@ ledger, and a test can run a thousand searches without training anything.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -97,18 +98,22 @@ class Engine:
         return budget.amount - self.reserve(history) if budget.kind == "seconds" and history.winner is None else None
 
     def reserve(self, history: History) -> float:
-        """What is kept back for the finals of the present leader and for an ablation that was asked for, in the budget's unit."""
+        """What is kept back for the finals and the ablation of the present leader, in the budget's unit."""
         budget, best = Budget.from_dict(history.budget), leader(history)
         seeds = final_seeds(self.seed)
         if budget.kind == "trials":
             return 0.0
-        needed, least = FINAL_SHARE * budget.amount, 0.0
+        needed, least, ablation = FINAL_SHARE * budget.amount, 0.0, math.inf
         if best is not None and budget.kind == "epochs":
             needed = len(seeds) * len(final_recipes(best.recipe)) * history.rungs[-1]
+            ablation = self.ablation.fewest * history.rungs[-1]
         elif best is not None:
-            needed = SAFETY * makespan(self._seed_seconds(history, best) * len(seeds), self.lanes)
+            seconds = self._seed_seconds(history, best)
+            needed = SAFETY * makespan(seconds * len(seeds), self.lanes)
+            ablation = SAFETY * makespan(seconds[:1] * self.ablation.fewest, self.lanes)
             least = FINAL_LEAST * budget.amount
-        return min(max(needed, least), FINAL_MOST * budget.amount) + self.ablation.share * budget.amount
+        finals = min(max(needed, least), FINAL_MOST * budget.amount)
+        return finals + self.ablation.kept(budget.amount, FINAL_SHARE * budget.amount - finals, ablation)
 
     # ---- the search
 
