@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from autokd import words
-from autokd.gain import Gain, paired_gain
+from autokd.gain import paired_gain
 from autokd.history import History, Trial
 
 ROLE = "ablation"
@@ -23,21 +23,30 @@ class Ablation:
 
     change: str  # "without kd", "optim.lr=0.1"
     instead_of: str  # what the winner has, where a value was changed; else empty
+    differences: tuple[float, ...]  # one for each seed that the winner and the changed recipe were both trained with
     mean: float
     sd: float | None
-    n: int  # pairs: seeds that the winner and the changed recipe were both trained with
     low: float | None
     high: float | None
     larger_than_noise: bool | None  # as of a gain
 
+    @property
+    def n(self) -> int:
+        return len(self.differences)
+
     def sentence(self, metric: str = "accuracy") -> str:
         """The change in honest words."""
         seeds = f"{self.n} paired seed{'s' if self.n > 1 else ''}"
-        instead = f" instead of {self.instead_of}" if self.instead_of else ""
         amount = words.difference(self.mean, self.sd, metric)
-        return f"{self.change}{instead}: {amount} of validation {metric} ({seeds}); {self._judgement()}."
+        return f"{self.label}: {amount} of validation {metric} ({seeds}); {self.judgement()}."
 
-    def _judgement(self) -> str:
+    @property
+    def label(self) -> str:
+        """The change in words: "optim.lr=0.1 instead of 0.2"."""
+        return f"{self.change} instead of {self.instead_of}" if self.instead_of else self.change
+
+    def judgement(self) -> str:
+        """Whether that is more than noise, in words."""
         if self.n < 2:
             return "one seed cannot say whether this is more than noise"
         if self.larger_than_noise is None:
@@ -50,7 +59,7 @@ class Ablation:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self)
+        return {**asdict(self), "differences": list(self.differences), "n": self.n}
 
 
 def ablations(history: History) -> list[Ablation]:
@@ -75,12 +84,12 @@ def differences(history: History, trials: list[Trial]) -> list[float]:
 
 
 def _ablation(history: History, change: str, trials: list[Trial]) -> Ablation | None:
-    gain = paired_gain(ROLE, "validation", differences(history, trials))
-    return None if gain is None else _as_ablation(change, _winners_value(history, change), gain)
-
-
-def _as_ablation(change: str, instead_of: str, gain: Gain) -> Ablation:
-    return Ablation(change, instead_of, gain.mean, gain.sd, gain.n, gain.low, gain.high, gain.larger_than_noise)
+    found = differences(history, trials)
+    gain = paired_gain(ROLE, "validation", found)
+    if gain is None:
+        return None
+    instead_of, interval = _winners_value(history, change), (gain.low, gain.high)
+    return Ablation(change, instead_of, tuple(found), gain.mean, gain.sd, *interval, gain.larger_than_noise)
 
 
 def _winners_value(history: History, change: str) -> str:

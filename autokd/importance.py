@@ -1,8 +1,9 @@
 """What mattered: how much of "being among the best" each searched field explains by itself, and whether that is more than chance.
 
 PED-ANOVA (Watanabe, Bansal and Hutter, IJCAI 2023) in its conditional form: a field is judged among the trials in which it exists,
-so that a temperature is not credited with what choosing the loss has done. The densities are those of Optuna's evaluator (a test
-compares the two), but for words, which need no smoothing; here they are computed for hundreds of resamples at once.
+so that a temperature is not credited with what choosing the loss has done. As in Optuna's evaluator, but for two things: words are
+counted without smoothing, and all trials and the best have kernels of one width. With two widths, resamples of 40 trials gave
+"shares" of up to 2.6, and fields no more often right. Hundreds of resamples at once give intervals and the level of noise.
 
 A share is the variance of the indicator "is among the best" that the field's value explains, over its whole variance: 0 to 1,
 main effects only. It is about one rung, and about the trials that reached it: those were chosen by the rungs below.
@@ -136,13 +137,19 @@ class _Axis:
         self.words = "choice" in spec
         self.size, self.cells = _word_cells(spec["choice"], values) if self.words else _number_cells(spec, values)
 
-    def density(self, counts: np.ndarray) -> np.ndarray:
-        """(…, cells) counts -> (…, cells) probabilities: a kernel on each trial, and a wide prior that counts as one."""
-        total = counts.sum(axis=-1, keepdims=True)
-        if self.words:
-            return np.asarray((counts + 1 / self.size) / (total + 1))
-        spread = (counts[..., None, :] @ _kernels(_bandwidth(counts), self.size))[..., 0, :]
-        return np.asarray((spread + _prior(self.size)) / (total + 1))
+    def densities(self, here: np.ndarray, best: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(…, cells) counts of all and of the best -> their probabilities: kernels on the trials, a wide prior that counts as one.
+
+        Both have the kernels of the best, so that the best are nowhere denser than their share of all allows.
+        """
+        kernels = np.eye(self.size) if self.words else _kernels(_bandwidth(best), self.size)
+        prior = np.full(self.size, 1 / self.size) if self.words else _prior(self.size)
+        return _smoothed(here, kernels, prior), _smoothed(best, kernels, prior)
+
+
+def _smoothed(counts: np.ndarray, kernels: np.ndarray, prior: np.ndarray) -> np.ndarray:
+    spread = (counts[..., None, :] @ kernels)[..., 0, :]
+    return np.asarray((spread + prior) / (counts.sum(axis=-1, keepdims=True) + 1))
 
 
 def _word_cells(choices: Sequence[Value], values: Sequence[Value | None]) -> tuple[int, np.ndarray]:
@@ -237,7 +244,7 @@ def _shares(axis: _Axis, everyone: np.ndarray, best: np.ndarray) -> np.ndarray:
     """One share for each row of weights (resamples, trials)."""
     cells = (axis.cells[:, None] == np.arange(axis.size)).astype(float)
     here, top = everyone @ cells, best @ cells
-    local, there = axis.density(here), axis.density(top)
+    local, there = axis.densities(here, top)
     divergence = (local * (there / local - 1) ** 2).sum(axis=1)
     n, k = everyone.sum(axis=1), best.sum(axis=1)
     alpha, beta = top.sum(axis=1) / k, here.sum(axis=1) / n

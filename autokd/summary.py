@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from autokd import words
+from autokd.ablation import Ablation
 from autokd.history import Trial
 from autokd.result import Row
 
@@ -75,6 +76,17 @@ def data_words(data: Mapping[str, Any]) -> str:
     shape = "x".join(map(str, data.get("input_shape") or ()))
     parts = [splits, f"{data['classes']} classes" if data.get("classes") else "", f"inputs {shape}" if shape else ""]
     return f"{data.get('name', '?')}: {', '.join(part for part in parts if part)}"
+
+
+def ablation_words(entry: Ablation, metric: str) -> tuple[str, ...]:
+    """The cells of one row of the ablation's table."""
+    ends = (entry.low, entry.high)
+    interval = " to ".join(
+        words.difference(end, None, metric).removesuffix(" points") for end in ends if end is not None
+    )
+    amount = words.difference(entry.mean, entry.sd, metric)
+    instead_of = entry.instead_of or words.MISSING
+    return entry.change, instead_of, entry.judgement(), amount, interval or words.MISSING, str(entry.n)
 
 
 def row_words(row: Row, metric: str) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from autokd.space import Space
 SPACE = Space.parse(SMALL, VOCABULARY)
 Effect = Callable[[Mapping[str, Value]], float]
 LR = "optim.lr"
+WORDS = {field.name for field in SPACE.fields if field.kind == "choice"}
 
 
 def world(effect: Effect, trials: int = 100, seed: int = 0, rungs: tuple[int, ...] = (2, 6)) -> History:
@@ -133,19 +134,27 @@ def test_it_takes_less_than_two_seconds() -> None:
     assert time.process_time() - begun < 2.0
 
 
-def test_shares_of_numbers_agree_with_optuna() -> None:
+def test_it_agrees_with_optuna_on_what_matters() -> None:
     """Its evaluator gives the explained variance; ours is divided by the whole variance of the indicator."""
     optuna = pytest.importorskip("optuna", minversion="5.0")
-    history = world(dkd_beta, trials=80)
+    history = world(dkd_beta, trials=200)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         study = optuna.create_study(direction="maximize")
         for trial in history.trials.values():
             study.add_trial(as_optuna(optuna, trial))
         theirs = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25).evaluate(study)
-    for entry in found(history).fields:
-        if next(field for field in SPACE.fields if field.name == entry.name).kind != "choice":
-            assert entry.share == pytest.approx(theirs[entry.name] / (0.25 * 0.75), abs=1e-6), entry.name
+    numbers = [entry for entry in found(history).fields if entry.name not in WORDS]
+    assert len(numbers) > 6 and numbers[0].name == max((e.name for e in numbers), key=theirs.__getitem__)
+    for entry in numbers:
+        assert entry.share == pytest.approx(theirs[entry.name] / (0.25 * 0.75), abs=0.05), entry.name
+
+
+def test_no_share_exceeds_the_whole() -> None:
+    """Few trials, of which the best lie close together: two densities of different widths would give a share above 1."""
+    for seed in range(5):
+        entry = found(world(by_lr, trials=30, seed=seed)).fields[0]
+        assert entry.name == LR and 0 < entry.low <= entry.share <= entry.high <= 1
 
 
 def as_optuna(optuna: object, trial: Trial) -> object:
@@ -160,5 +169,5 @@ def as_optuna(optuna: object, trial: Trial) -> object:
 def test_words_are_counted_without_smoothing() -> None:
     trials = list(world(by_lr, trials=20).trials.values())
     axis = _Axis({"name": "select.logits", "choice": ["none", "kd", "dkd"]}, trials)
-    density = axis.density(np.array([[6.0, 0.0, 3.0]]))
+    density, _ = axis.densities(np.array([[6.0, 0.0, 3.0]]), np.array([[2.0, 0.0, 1.0]]))
     assert density[0] == pytest.approx([(6 + 1 / 3) / 10, (1 / 3) / 10, (3 + 1 / 3) / 10])

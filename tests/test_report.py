@@ -46,7 +46,7 @@ class Reader(HTMLParser):
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    return Result(write_search(tmp_path_factory.mktemp("run"), trials=60))
+    return Result(write_search(tmp_path_factory.mktemp("run"), trials=60, ablation=True))
 
 
 @pytest.fixture(scope="module")
