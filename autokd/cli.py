@@ -251,6 +251,7 @@ def show(run_dir: str, top: int, sync: bool, as_json: bool) -> int:
 
     from autokd.progress import leaderboard_table, result_table
     from autokd.result import Result
+    from autokd.summary import why
 
     result = Result(run_dir)
     if sync:
@@ -265,6 +266,8 @@ def show(run_dir: str, top: int, sync: bool, as_json: bool) -> int:
     console.print(result_table(result))
     console.print(leaderboard_table(result, top))
     console.print(f"{result.state}: {result.headline()}", highlight=False)
+    for sentence in why(result):
+        console.print(sentence, highlight=False, markup=False)
     for problem in result.problems:
         console.print(f"note: {problem}", highlight=False, markup=False)
     return 0

@@ -26,6 +26,7 @@ from autokd.orchestrate.inline import run_inline
 from autokd.outcome import SearchResult
 from autokd.progress import Progress, result_table
 from autokd.run_folder import RunFolder
+from autokd.summary import why
 from autokd.teacher import Teacher
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ def show(result: SearchResult, page: str, summary: TrackingSummary | None) -> No
     console.print(result_table(result))
     for line in (
         result.headline(),
+        *why(result),
         f"run folder  {result.run_dir}",
         f"report      {page}",
         *([] if summary is None else [str(summary), "            browse it with  autokd ui"]),

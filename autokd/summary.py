@@ -9,7 +9,7 @@ from typing import Any
 from autokd import words
 from autokd.ablation import Ablation
 from autokd.history import Trial
-from autokd.result import Row
+from autokd.result import Result, Row
 
 
 def state_words(trials: Iterable[Trial]) -> str:
@@ -87,6 +87,13 @@ def ablation_words(entry: Ablation, metric: str) -> tuple[str, ...]:
     amount = words.difference(entry.mean, entry.sd, metric)
     instead_of = entry.instead_of or words.MISSING
     return entry.change, instead_of, entry.judgement(), amount, interval or words.MISSING, str(entry.n)
+
+
+def why(result: Result) -> list[str]:
+    """What mattered, and what the winner needs, one sentence each; empty where neither is known."""
+    found = result.importance()
+    importance = [f"what mattered, {found.sentence()}"] if found else []
+    return importance + [f"ablation, {entry.sentence(result.metric)}" for entry in result.ablation()]
 
 
 def row_words(row: Row, metric: str) -> tuple[str, ...]:
