@@ -34,7 +34,7 @@ class FieldImportance:
     """One searched field. `low` and `high` are a 95 % bootstrap interval over trials."""
 
     name: str
-    where: str  # the condition under which it exists, in words; empty if it always does
+    where: str  # the condition under which it exists, in words; empty if it does in all trials
     trials: int  # in which it exists
     share: float  # of the variance of being among the best, explained by this field alone
     low: float
@@ -231,7 +231,7 @@ def _field(axis: _Axis, draws: _Draws) -> FieldImportance | None:
     low, high = np.quantile(resampled, (0.025, 0.975))
     return FieldImportance(
         name=axis.name,
-        where=axis.where,
+        where="" if exists.all() else axis.where,
         trials=int(exists.sum()),
         share=share,
         low=min(float(low), share),  # resampling adds a little divergence, so that a faint share can lie below
