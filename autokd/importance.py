@@ -22,7 +22,7 @@ from autokd.history import History, Trial
 from autokd.recipe import Value
 
 ENOUGH = 30  # trials at a rung; the highest rung with as many is taken
-FEWEST = 12  # below, nothing is said
+FEWEST = 20  # below, nothing is said: five are the best
 BEST_SHARE = 0.25  # of the trials count as the best
 RESAMPLES = 200
 STEPS = 50  # cells of a numeric field's grid, as in Optuna
