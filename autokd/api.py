@@ -23,6 +23,7 @@ from autokd.core.device import default_device
 from autokd.core.materials import Materials, calibrate
 from autokd.core.run import load_student
 from autokd.delivery import ABOUT
+from autokd.engine.ablation import When
 from autokd.engine.engine import Engine
 from autokd.errors import BudgetError, InputError, RecipeError, RunFolderError
 from autokd.ledger import Ledger
@@ -62,6 +63,7 @@ def search(
     ray_address: str | None = None,
     tape: bool | str | Path = True,
     tape_limit: str | int | None = None,
+    ablation: When = "auto",
     verbose: bool = True,
 ) -> SearchResult:
     """Find the best student for `teacher` that `budget` can buy.
@@ -82,6 +84,7 @@ def search(
     tape          where the teacher's outputs are kept so that it runs once and not in every trial: a folder; True means the
                   user's cache folder, shared by all searches; False runs the teacher live in every trial
     tape_limit    of that folder, "10GB"; by default a tenth of what is free on its disk, at most 20 GB
+    ablation      of the winner, one change at a time: "auto" if the finals leave enough budget, True keeps a tenth of it, False none
 
     Everything is checked before anything is trained; all errors are subclasses of AutokdError.
     """
@@ -89,13 +92,13 @@ def search(
     if not isinstance(teacher, Teacher):
         kind = type(teacher).__name__
         raise InputError(f"search needs an autokd.Teacher, got {kind}; wrap the module: autokd.Teacher(module, data)")
-    check_settings(executor, lanes, epochs, seed, device, name, ray_address)
+    check_settings(executor, lanes, epochs, seed, device, name, ray_address, ablation)
     if run_dir is not None:
         RunFolder.check_new(run_dir)
     chosen = space_for(teacher, space, objectives, students)
     limits = parse_limits(constraints, teacher.cost)
     where = tape_place(tape, tape_limit)
-    engine = Engine(chosen, limits, CostOf(teacher.data), teacher.cost, lanes or 1, seed, taped=where is not None)
+    engine = Engine(chosen, limits, CostOf(teacher.data), teacher.cost, lanes or 1, seed, where is not None, ablation)
     engine.sampler.check_satisfiable()
     uri, shown = _checked_uri(tracking_uri) if tracking else (None, None)
     on = device or default_device()
@@ -156,8 +159,8 @@ def resume(
             )
         )
         limits = Limits(**head["constraints"])
-        taped = settings.tape is not None
-        engine = Engine(chosen, limits, CostOf(teacher.data), teacher.cost, opened.lanes, head["seed"], taped)
+        taped, cost_of = settings.tape is not None, CostOf(teacher.data)
+        engine = Engine(chosen, limits, cost_of, teacher.cost, opened.lanes, head["seed"], taped, settings.ablation)
         done = f"{len(result.history.trials)} trials, {ledger.elapsed:.0f} s spent so far"
         say(verbose, f"continuing {folder.path}: {done}, budget {total}")
         return work(Session(teacher, folder, ledger, engine, total, settings, opened, uri, verbose))

@@ -33,6 +33,7 @@ def check_settings(
     device: str | None = None,
     name: str | None = None,
     ray_address: str | None = None,
+    ablation: object = "auto",
 ) -> None:
     """Raise InputError for what no search can be run with. None is always fine: it asks for the default."""
     if executor is not None and executor not in EXECUTORS:
@@ -49,6 +50,8 @@ def check_settings(
         raise InputError(f"a seed must be a whole number from 0 to four billion, got {seed!r}; use 0")
     if name is not None and ("/" in name or "\0" in name or name in ("", ".", "..") or len(name) > 100):
         raise InputError(f"a name must do for a folder, got {name[:110]!r}; leave out slashes, use 1 to 100 characters")
+    if not isinstance(ablation, bool) and ablation != "auto":
+        raise InputError(f"ablation must be 'auto', True or False, got {ablation!r:.60}; leave it out for 'auto'")
     if device is not None:
         check_device(device)
 

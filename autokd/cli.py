@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autokd import __version__
-from autokd.cli_input import check_before_teacher, constraints_of, names_of, tape_of, teacher_of
+from autokd.cli_input import ablation_of, check_before_teacher, constraints_of, names_of, tape_of, teacher_of
 from autokd.cli_tape import tape
 from autokd.errors import AutokdError, InputError
 
@@ -120,6 +120,13 @@ def _search_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--tape-limit", help="Size of that folder, e.g. 10GB. Default: a tenth of the free disk, 20GB at most."
         ),
+        click.option(
+            "--ablation",
+            default="auto",
+            show_default=True,
+            help="Train the winner with one thing changed at a time: auto if the finals leave enough budget, on keeps "
+            "a tenth of it, off.",
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -155,7 +162,7 @@ def search(
 
     verbose = not (quiet or as_json)
     rest |= {"objectives": names_of("objectives", objectives), "students": names_of("students", students)}
-    rest["tape"] = tape_of(rest["tape"])
+    rest |= {"tape": tape_of(rest["tape"]), "ablation": ablation_of(rest["ablation"])}
     limits = constraints_of(constraints)
     check_before_teacher(budget, limits, **rest)
     result = api.search(teacher_of(teacher, data, root, verbose), budget, constraints=limits, verbose=verbose, **rest)
@@ -244,6 +251,7 @@ def show(run_dir: str, top: int, sync: bool, as_json: bool) -> int:
 
     from autokd.progress import leaderboard_table, result_table
     from autokd.result import Result
+    from autokd.summary import why
 
     result = Result(run_dir)
     if sync:
@@ -258,6 +266,8 @@ def show(run_dir: str, top: int, sync: bool, as_json: bool) -> int:
     console.print(result_table(result))
     console.print(leaderboard_table(result, top))
     console.print(f"{result.state}: {result.headline()}", highlight=False)
+    for sentence in why(result):
+        console.print(sentence, highlight=False, markup=False)
     for problem in result.problems:
         console.print(f"note: {problem}", highlight=False, markup=False)
     return 0

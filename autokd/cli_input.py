@@ -56,6 +56,14 @@ def tape_of(value: str | None) -> bool | str:
     return True if value is None else value if value != "off" else False
 
 
+def ablation_of(word: str) -> bool | str:
+    """What --ablation says: "auto", or True for "on" and False for "off"."""
+    known: dict[str, bool | str] = {"auto": "auto", "on": True, "off": False}
+    if word not in known:
+        raise InputError(f"--ablation must be auto, on or off, got '{word}'; {nearest(word, known)}")
+    return known[word]
+
+
 def teacher_of(source: str, data: str | None, root: str | None, verbose: bool) -> Teacher:
     from autokd.data import Data
     from autokd.teacher import Teacher

@@ -22,10 +22,10 @@ class Trial:
     """One recipe being trained. `values` maps epoch -> (value, tiebreak), both higher is better."""
 
     id: str
-    role: str  # "search" | "winner" | "no_kd" | "default_kd"
+    role: str  # "search" | "winner" | "no_kd" | "default_kd" | "ablation"
     recipe: Recipe
     point: dict[str, Value]  # where in the space it lies; empty outside the search
-    source: str  # "published: …" | "quasi-random" | "prior" | "model" | "control" | "final"
+    source: str  # "published: …" | "quasi-random" | "prior" | "model" | "control" | "final" | "ablation: …"
     seed: int
     params: int
     flops: int

@@ -15,8 +15,8 @@ The events, and what they carry:
     test      role, trial, value; the test split is read, once
     finish    reason
 
-Roles of a trial: "search", and in the finals "winner", "no_kd", "default_kd". A process that is killed leaves at most one torn
-line at the end; it is cut off when the ledger is opened again. Any other unreadable line is named and passed over.
+Roles of a trial: "search", and in the finals "winner", "no_kd", "default_kd", and after them "ablation", the winner with one thing
+changed, which its source names. A process that is killed leaves at most one torn line at the end; it is cut off when the ledger is opened again. Any other unreadable line is named and passed over.
 """
 
 from __future__ import annotations

@@ -81,6 +81,7 @@ def begin(asked: Asked, stack: ExitStack) -> Session:
         asked.ray_address,
         taped,
         cohort_size(engine.sampler.space, taped),
+        engine.ablation.when,
     )
     head = _head(asked, asked.name or folder.path.name, plan, settings)
     ledger.append("search", **head)

@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autokd import words
+from autokd.ablation import ROLE as ABLATION
 from autokd.history import History, Trial
 from autokd.ledger import Event
 from autokd.result import Result, leader, standing
@@ -161,6 +162,8 @@ class Progress:
         return grid
 
     def _phase(self) -> str:
+        if any(trial.role == ABLATION for trial in self.history.running):
+            return "ablation"
         return "retraining" if self.history.winner else "searching"
 
     def _time_words(self, share: float | None) -> str:

@@ -11,14 +11,17 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any, Literal
 
 from autokd import words
+from autokd.ablation import Ablation, ablations
 from autokd.errors import InputError, RunFolderError, nearest
 from autokd.gain import CONTROLS, Gain, Split, control_recipe, paired_gain, sample_sd
 from autokd.history import History, Trial
+from autokd.importance import Importance, importance
 from autokd.ledger import read_events
 from autokd.recipe import Recipe
 
@@ -215,6 +218,20 @@ class Result:
         versus = "" if theirs == words.MISSING else f" against the teacher's {theirs}"
         return f"a student of {words.count(best.params)} parameters{smaller}: {ours} {split} {self.metric}{versus}"
 
+    # ---- why
+
+    def importance(self) -> Importance | None:
+        """Which fields of the space mattered, with intervals; None while there are too few trials to say."""
+        return self._importance
+
+    @cached_property
+    def _importance(self) -> Importance | None:
+        return importance(self.history)
+
+    def ablation(self) -> list[Ablation]:
+        """The winner with one thing changed at a time, the costliest change first; empty if none was trained."""
+        return ablations(self.history)
+
     # ---- all trials
 
     def leaderboard(self) -> pandas.DataFrame:
@@ -238,6 +255,8 @@ class Result:
             "best": None if best is None else {**_plain(best), "recipe": best.recipe.to_dict()},
             "rows": [_plain(row) | _statistics(row) for row in self._rows],
             "gains": [_plain(gain) for gain in self.gains()],
+            "importance": self._importance and self._importance.to_dict(),
+            "ablation": [entry.to_dict() for entry in self.ablation()],
             "trials": dict(Counter(trial.state for trial in self.history.trials.values())),
             "failures": self.failures,
             "epochs": self.history.epochs,
@@ -321,17 +340,8 @@ def _teacher_row(history: History) -> Row:
     teacher = history.head.get("teacher", {})
     values = () if teacher.get("value") is None else (teacher["value"],)
     tests = [event["value"] for event in history.tests if event["role"] == "teacher"]
-    return Row(
-        "teacher",
-        LABELS["teacher"],
-        teacher.get("params"),
-        teacher.get("flops"),
-        None,
-        (),
-        values,
-        tuple(tests[-1:]),
-        1.0,
-    )
+    params, flops = teacher.get("params"), teacher.get("flops")
+    return Row("teacher", LABELS["teacher"], params, flops, None, (), values, tuple(tests[-1:]), 1.0)
 
 
 def _student_row(history: History, role: str, label: str, trials: list[Trial]) -> Row:
@@ -352,20 +362,8 @@ def _student_row(history: History, role: str, label: str, trials: list[Trial]) -
 
 # ---- small things
 
-RECORD = (
-    "trial",
-    "role",
-    "state",
-    "source",
-    "seed",
-    "epoch",
-    "value",
-    "params",
-    "flops",
-    "seconds",
-    "reason",
-    "recipe",
-)
+DONE, SPENT = ("role", "state", "source", "seed", "epoch"), ("params", "flops", "seconds", "reason")
+RECORD = ("trial", *DONE, "value", *SPENT, "recipe")
 
 
 def _record(trial: Trial) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from autokd.core.materials import Blueprint, Materials, Measured
 from autokd.core.payload import TapePlan
 from autokd.data import Data
 from autokd.delivery import deliver
+from autokd.engine.ablation import When
 from autokd.engine.engine import Engine
 from autokd.errors import InputError
 from autokd.ledger import Ledger
@@ -27,6 +28,7 @@ from autokd.outcome import SearchResult
 from autokd.progress import Progress, result_table
 from autokd.recipe import Recipe
 from autokd.run_folder import RunFolder
+from autokd.summary import why
 from autokd.teacher import Teacher
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ class Settings:
     ray_address: str | None
     tape: TapePlan | None = None
     cohort: int = 1
+    ablation: When = False
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "tape": None if self.tape is None else self.tape.to_dict()}
@@ -143,6 +146,7 @@ def show(result: SearchResult, page: str, summary: TrackingSummary | None) -> No
     console.print(result_table(result))
     for line in (
         result.headline(),
+        *why(result),
         f"run folder  {result.run_dir}",
         f"report      {page}",
         *([] if summary is None else [str(summary), "            browse it with  autokd ui"]),

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from autokd import words
+from autokd.ablation import Ablation
 from autokd.history import Trial
-from autokd.result import Row
+from autokd.result import Result, Row
 
 
 def state_words(trials: Iterable[Trial]) -> str:
@@ -44,6 +45,8 @@ def plan_lines(plan: Mapping[str, Any], head: Mapping[str, Any]) -> list[tuple[s
         ("rungs", " → ".join(map(str, plan.get("rungs") or head.get("rungs") or ())) + " epochs"),
         ("lanes", f"{plan.get('lanes') or head.get('lanes')} at a time, {head.get('executor', '?')} executor"),
     ]
+    kept = (head.get("settings") or {}).get("ablation") is True
+    lines += [("ablation", "a tenth of the budget is kept for it")] if kept else []
     constraints = limit_words(head.get("constraints") or {})
     timed = [("one epoch", "epoch_seconds"), ("full training", "full_training_seconds")]
     phases = [("recording", "recording_seconds"), ("search", "search_seconds"), ("final retraining", "final_seconds")]
@@ -73,6 +76,24 @@ def data_words(data: Mapping[str, Any]) -> str:
     shape = "x".join(map(str, data.get("input_shape") or ()))
     parts = [splits, f"{data['classes']} classes" if data.get("classes") else "", f"inputs {shape}" if shape else ""]
     return f"{data.get('name', '?')}: {', '.join(part for part in parts if part)}"
+
+
+def ablation_words(entry: Ablation, metric: str) -> tuple[str, ...]:
+    """The cells of one row of the ablation's table."""
+    ends = (entry.low, entry.high)
+    interval = " to ".join(
+        words.difference(end, None, metric).removesuffix(" points") for end in ends if end is not None
+    )
+    amount = words.difference(entry.mean, entry.sd, metric)
+    instead_of = entry.instead_of or words.MISSING
+    return entry.change, instead_of, entry.judgement(), amount, interval or words.MISSING, str(entry.n)
+
+
+def why(result: Result) -> list[str]:
+    """What mattered, and what the winner needs, one sentence each; empty where neither is known."""
+    found = result.importance()
+    importance = [f"what mattered, {found.sentence()}"] if found else []
+    return importance + [f"ablation, {entry.sentence(result.metric)}" for entry in result.ablation()]
 
 
 def row_words(row: Row, metric: str) -> tuple[str, ...]:

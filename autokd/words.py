@@ -92,10 +92,10 @@ def budget(spec: dict[str, object]) -> str:
 
 def recipe_words(recipe: Recipe) -> str:
     """A recipe in a dozen words: student, losses, views, peers."""
-    student = " ".join([recipe.student.family, *(f"{name}={_short(v)}" for name, v in recipe.student.fields.items())])
+    student = " ".join([recipe.student.family, *(f"{name}={value(v)}" for name, v in recipe.student.fields.items())])
     losses = " + ".join(_term(term) for term in recipe.terms) or "no distillation"
     views = (
-        f"jda rho={_short(recipe.augment.rho)}" if recipe.augment.policy == "jda" else f"{recipe.augment.policy} views"
+        f"jda rho={value(recipe.augment.rho)}" if recipe.augment.policy == "jda" else f"{recipe.augment.policy} views"
     )
     peers = [f"{recipe.peers.count} peer{'s' if recipe.peers.count > 1 else ''}"] if recipe.peers.count else []
     return ", ".join([student, losses, views, *peers])
@@ -103,8 +103,9 @@ def recipe_words(recipe: Recipe) -> str:
 
 def _term(term: TermSpec) -> str:
     temperature = term.fields.get("temperature")
-    return term.objective + (f" T={_short(temperature)}" if temperature is not None else "")
+    return term.objective + (f" T={value(temperature)}" if temperature is not None else "")
 
 
-def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def value(of: object) -> str:
+    """A recipe's value: three digits of a number, words as they are."""
+    return f"{of:.3g}" if isinstance(of, float) else str(of)

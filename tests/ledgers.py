@@ -13,6 +13,16 @@ from autokd.recipe import Recipe
 
 RUNGS = (1, 3, 9)
 PARAMS = {"resnet": 900, "plain": 1400, "mlp": 2600}
+FIELDS = [  # of the recipes below, as a space has them
+    {"name": "student.family", "choice": sorted(PARAMS)},
+    {"name": "student.width", "int": [2, 16], "log": True},
+    {"name": "terms.kd.temperature", "float": [1, 8], "log": False, "when": {"select.logits": ["kd"]}},
+    {"name": "augment.policy", "choice": ["base", "jda"]},
+    {"name": "augment.chain", "fixed": "cifar100"},
+    {"name": "augment.rho", "float": [0, 0.75], "log": False},
+    {"name": "optim.lr", "float": [10**-2.5, 10**-0.3], "log": True},
+    {"name": "optim.batch", "choice": [32, 64, 128]},
+]
 
 
 @dataclass
@@ -46,13 +56,22 @@ class Sketch:
         self.ledger.append("search", **head(self.name, self.budget))
         self.ledger.append("session", pid=self.pid, budget=self.budget, lanes=2)
 
-    def start(self, trial: str, recipe: Recipe, role: str = "search", seed: int = 0, to: int = RUNGS[0]) -> None:
+    def start(
+        self,
+        trial: str,
+        recipe: Recipe,
+        role: str = "search",
+        seed: int = 0,
+        to: int = RUNGS[0],
+        source: str = "",
+        group: str = "",
+    ) -> None:
         width = recipe.student.fields["width"]
         params = int(PARAMS[recipe.student.family] * width**1.5)
         self.quality[trial] = quality(recipe, params) + self.random.gauss(0, 0.004)
         fields = {"role": role, "recipe": recipe.to_dict(), "point": recipe.flat(), "seed": seed, "to": to}
-        source = "quasi-random" if role == "search" else "final"
-        self.ledger.append("start", trial=trial, source=source, params=params, flops=params * 40, group="", **fields)
+        source = source or ("quasi-random" if role == "search" else "final")
+        self.ledger.append("start", trial=trial, source=source, params=params, flops=params * 40, group=group, **fields)
 
     def rung(self, trial: str, epoch: int, before: int, value: float | None = None, wait: float = 0.3) -> float:
         seconds = 0.2 * (epoch - before)
@@ -91,7 +110,7 @@ def head(name: str, budget: dict[str, Any]) -> dict[str, Any]:
         "name": name,
         "seed": 7,
         "budget": budget,
-        "space": {"path": "digits.yaml"},
+        "space": {"name": "digits", "fields": FIELDS},
         "constraints": {"params": 71_600.0, "flops": None},
         "rungs": list(RUNGS),
         "lanes": 2,
@@ -146,7 +165,13 @@ def quality(recipe: Recipe, params: int) -> float:
 
 
 def write_search(
-    folder: Path, trials: int = 40, finals: bool = True, seeds: int = 3, finish: bool = True, **more: Any
+    folder: Path,
+    trials: int = 40,
+    finals: bool = True,
+    seeds: int = 3,
+    finish: bool = True,
+    ablation: bool = False,
+    **more: Any,
 ) -> Path:
     """A whole search: trials promoted by thirds, one in twelve failing, finals with two controls, tests, finish."""
     sketch = Sketch(folder, **more)
@@ -168,7 +193,10 @@ def write_search(
         if done == RUNGS[-1]:
             best.append((value, trial, recipe))
     if finals and best:
-        write_finals(sketch, max(best, key=lambda item: item[0]), seeds)
+        winner = max(best, key=lambda item: item[0])
+        write_finals(sketch, winner, seeds)
+        if ablation:
+            write_ablation(sketch, winner, seeds)
     if finish:
         sketch.ledger.append("finish", reason="budget spent")
     sketch.ledger.close()
@@ -184,8 +212,19 @@ def write_finals(sketch: Sketch, winner: tuple[float, str, Recipe], seeds: int =
     for role, its_recipe in roles.items():
         for seed in range(101, 101 + seeds):
             name = f"{role}-{seed}"
-            sketch.start(name, its_recipe, role=role, seed=seed, to=RUNGS[-1])
+            sketch.start(name, its_recipe, role=role, seed=seed, to=RUNGS[-1], group=trial)
             reached = sketch.rung(
                 name, RUNGS[-1], 0, value=round(value + offset[role] + sketch.random.gauss(0, 0.002), 4)
             )
             sketch.test(role, name, round(reached - 0.003 + sketch.random.gauss(0, 0.001), 4))
+
+
+def write_ablation(sketch: Sketch, winner: tuple[float, str, Recipe], seeds: int = 3) -> None:
+    """Two changes: one that costs a point and a half, and one that does nothing, trained with one seed only."""
+    value, trial, recipe = winner
+    slow = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"lr": 0.03})})
+    jobs = [("without kd", recipe.without_distillation(), seed) for seed in range(101, 101 + seeds)]
+    for change, changed, seed in [*jobs, ("optim.lr=0.03", slow, 101)]:
+        name, lost = f"{trial}-ablation-{seed}-{changed.id}", 0.015 if changed is not slow else 0.0
+        sketch.start(name, changed, "ablation", seed, RUNGS[-1], f"ablation: {change}", trial)
+        sketch.rung(name, RUNGS[-1], 0, value=round(value - lost + sketch.random.gauss(0, 0.002), 4))

@@ -251,6 +251,7 @@ LINES: list[tuple[str, int, str]] = [  # command line, exit code, part of what i
     (f"{T} --executor ry", 2, "did you mean 'ray'?"),
     (f"{T} --device cdua", 2, "did you mean 'cuda'?"),
     (f"{T} --device cuda:99", 2, "is not there"),
+    (f"{T} --ablation atuo", 2, "did you mean 'auto'?"),
     (f"{T} --ray-address auto", 2, "the inline executor has no cluster"),
     (f"{T} --name a/b", 2, "a name must do for a folder"),
     # ---- folders
@@ -372,6 +373,7 @@ def test_a_teacher_that_knows_nothing_is_refused(quick: Any, tmp_path: Path, no_
         ({"seed": -1}, "a seed must be"),
         ({"device": "tpu"}, "unknown device 'tpu'"),
         ({"executor": "dask"}, "unknown executor 'dask'"),
+        ({"ablation": "yes"}, "ablation must be 'auto', True or False, got 'yes'"),
         ({"name": "../up"}, "a name must do for a folder"),
         ({"tracking": True, "tracking_uri": "redis://x"}, "unknown scheme"),
     ],

@@ -22,7 +22,7 @@ from autokd.cli import cli, main
 OPTIONS = {  # growing this is a decision, not an accident
     "autokd": "--version",
     "search": "--teacher --data --root --budget --space --objectives --students --constraint --epochs --seed --run-dir --name "
-    "--executor --lanes --device --tracking --tracking-uri --ray-address --tape --tape-limit --json --quiet",
+    "--executor --lanes --device --tracking --tracking-uri --ray-address --tape --tape-limit --ablation --json --quiet",
     "resume": "RUN_DIR --budget --teacher --data --root --executor --lanes --tracking-uri --ray-address --json --quiet",
     "distill": "--teacher --data --root --recipe --epochs --seed --out --json --quiet",
     "show": "RUN_DIR --top --sync --json",

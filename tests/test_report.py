@@ -46,7 +46,7 @@ class Reader(HTMLParser):
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    return Result(write_search(tmp_path_factory.mktemp("run"), trials=60))
+    return Result(write_search(tmp_path_factory.mktemp("run"), trials=60, ablation=True))
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +93,18 @@ def test_all_figures_and_the_recipe_are_written(page: tuple[Path, str], result: 
     assert set(re.findall(r'id="chart-(\w+)"', page[1])) == set(views.FILES)
     assert Recipe.from_dict(json.loads((folder / "recipe.json").read_text())) == result.recipe
     assert f"--recipe {folder / 'recipe.json'}" in Reader(page[1]).text
+
+
+@pytest.mark.timeout(60)
+def test_the_page_says_what_mattered_and_what_the_winner_needs(page: tuple[Path, str], result: Result) -> None:
+    reader, found = Reader(page[1]), result.importance()
+    assert found is not None and found.sentence()[1:] in reader.text
+    assert "not distinguishable from noise" in page[1] and "where select.logits = kd" in page[1]
+    for entry in result.ablation():
+        assert entry.change in reader.text and entry.judgement() in reader.text
+    table = json.loads((page[0].parent / "ablation.json").read_text())
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert [(row["change"], row["n"]) for row in rows] == [("without kd", 3), ("optim.lr=0.03", 1)]
 
 
 @pytest.mark.timeout(60)
@@ -218,6 +230,15 @@ def test_strips_compare_at_one_rung_and_find_what_matters(tmp_path: Path) -> Non
     assert strips[0].name == "augment.rho" and strips[0].correlation == pytest.approx(1.0)
     assert max(point.value for point in strips[0].points) < 70  # t0 enters with its value at epoch 1
     assert all(strip.strength <= 1 for strip in strips) and len(strips) <= views.MOST_STRIPS
+
+
+def test_fields_that_stand_out_are_drawn_before_the_others(result: Result) -> None:
+    shown = views.important(result, most=2)
+    assert [entry.above_noise for entry in shown] == sorted((e.above_noise for e in shown), reverse=True)
+    found = result.importance()
+    assert found is not None and len(shown) == max(2, len(found.above_noise)) < len(found.fields)
+    assert views.effects(result.ablation()[0], "accuracy") == [100 * d for d in result.ablation()[0].differences]
+    assert dict(views.costs(result))["ablation"] == pytest.approx(4 * 0.2 * RUNGS[-1])
 
 
 def test_costs_add_up_to_the_lanes_time(result: Result) -> None:

@@ -107,6 +107,23 @@ def test_equal_differences_do_not_estimate_noise() -> None:
     assert nothing is not None and nothing.larger_than_noise is False
 
 
+def test_importance_and_ablation_are_read_off_the_ledger(tmp_path: Path) -> None:
+    result = Result(write_search(tmp_path, trials=60, ablation=True))
+    found = result.importance()
+    assert found is not None and found is result.importance() and found.fields[0].name == "optim.lr"
+    assert [(entry.change, entry.n) for entry in result.ablation()] == [("without kd", 3), ("optim.lr=0.03", 1)]
+    told = json.loads(json.dumps(result.to_dict()))
+    assert told["importance"]["rung"] == found.rung and told["ablation"][0]["n"] == 3
+    assert result.best is not None and result.best.n == 3, "changed recipes are not the winner's"
+    assert result.best.test_mean == Result(write_search(tmp_path / "without", trials=60)).best.test_mean  # type: ignore[union-attr]
+
+
+def test_a_young_search_has_neither(tmp_path: Path) -> None:
+    result = Result(write_search(tmp_path, trials=6, finals=False, finish=False))
+    assert result.importance() is None and result.ablation() == []
+    assert result.to_dict()["importance"] is None
+
+
 def test_unknown_control_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="did you mean 'default_kd'"):
         Result(write_search(tmp_path, trials=6)).gain("defaultkd")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -16,11 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ledgers import write_search
 from torch import nn
 
 from autokd.errors import TeacherError, TrackingError
 from autokd.ledger import Ledger
 from autokd.recipe import Recipe
+from autokd.report import write_report
+from autokd.result import Result
 from autokd.tracking import Tracker, check, free_port, load_model, open_ui, redact, sync
 from autokd.tracking.runs import SEARCH, Runs
 
@@ -218,6 +222,38 @@ def test_the_parent_sums_up_and_keeps_no_secrets(store: str, story: Story) -> No
     assert names >= {"ledger.jsonl", "recipe.json", "report"}
     ledger = Path(client.download_artifacts(summary.parent_run_id, "ledger.jsonl")).read_text()
     assert "hunter2" not in ledger and ledger.count("\n") == len(story.ledger.events)
+
+
+def test_importance_and_ablation_are_on_the_parent(store: str, tmp_path: Path) -> None:
+    result = Result(write_search(tmp_path / "run", trials=60, ablation=True, name="why"))
+    report = write_report(result, tmp_path / "run" / "report").parent
+    tracker = Tracker(store, result.run_dir, Ledger(result.run_dir / "ledger.jsonl"), every=0.1)
+    tracker.start()
+    summary = tracker.finish(artifacts=report)
+    assert summary.undelivered == 0 and summary.problems == ()
+    shown = snapshot(store, str(result.head["search_id"]))
+    _, _, _, tags, points = shown[SEARCH]
+    found, ablation = result.importance(), result.ablation()
+    assert found is not None and found.above_noise and len(ablation) == 2
+    assert {name: [value for _, value in points[name]] for name in points if name.startswith("importance/")} == {
+        f"importance/{entry.name}": [pytest.approx(entry.share)] for entry in found.above_noise
+    }
+    assert tags["autokd.importance"] == found.sentence()
+    lost = next(entry for entry in ablation if entry.change == "without kd")
+    assert [step for step, _ in points["ablation/without kd"]] == [1, 2, 3]
+    assert points["ablation/without kd"][-1] == (3, pytest.approx(lost.mean))
+    assert json.loads(tags["mlflow.loggedArtifacts"]) == [
+        {"path": "report/ablation.json", "type": "table"},
+        {"path": "report/importance.json", "type": "table"},
+    ]
+    ours = [run for key, run in shown.items() if "-ablation-" in key]
+    assert len(ours) == 4 and {run[3]["autokd.role"] for run in ours} == {"ablation"}
+    assert {run[3]["autokd.change"] for run in ours} == {"without kd", "optim.lr=0.03"}
+    assert {run[3]["mlflow.parentRunId"] for run in ours} == {summary.parent_run_id}
+    table = json.loads(
+        Path(client_of(store).download_artifacts(summary.parent_run_id, "report/importance.json")).read_text()
+    )
+    assert [row[table["columns"].index("name")] for row in table["data"]] == [entry.name for entry in found.fields]
 
 
 def test_a_paused_trial_is_not_running_and_a_resumed_one_is(store: str, story: Story) -> None:

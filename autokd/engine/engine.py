@@ -6,11 +6,14 @@ ledger, and a test can run a thousand searches without training anything.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from autokd.ablation import ROLE as ABLATION
 from autokd.budget import Budget
 from autokd.constraints import Cost, Limits
+from autokd.engine.ablation import Planner, When
 from autokd.engine.controls import ROLES, final_id, final_recipes, final_seeds, next_final
 from autokd.engine.cost import epoch_seconds, makespan, recording_cost, relative_cost
 from autokd.engine.rungs import first_rung, interrupted, leader, next_rung, promotable
@@ -76,10 +79,12 @@ class Engine:
         lanes: int,
         seed: int,
         taped: bool = False,
+        ablation: When = False,
     ) -> None:
-        """`taped`: the teacher runs once per seed and not in every trial."""
+        """`taped`: the teacher runs once per seed and not in every trial. `ablation`: of the winner, after the finals."""
         self.teacher, self.lanes, self.seed, self.taped = teacher, lanes, seed, taped
         self.sampler = Sampler(space, limits, cost_of, seed)
+        self.ablation = Planner(space, ablation)
 
     def propose(self, history: History, elapsed: float) -> Decision:
         """What to do with one free lane. Raises ConstraintError if no recipe at all is within the limits."""
@@ -93,18 +98,22 @@ class Engine:
         return budget.amount - self.reserve(history) if budget.kind == "seconds" and history.winner is None else None
 
     def reserve(self, history: History) -> float:
-        """What is kept back for the finals of the present leader, in the budget's unit."""
+        """What is kept back for the finals and the ablation of the present leader, in the budget's unit."""
         budget, best = Budget.from_dict(history.budget), leader(history)
         seeds = final_seeds(self.seed)
         if budget.kind == "trials":
             return 0.0
-        needed, least = FINAL_SHARE * budget.amount, 0.0
+        needed, least, ablation = FINAL_SHARE * budget.amount, 0.0, math.inf
         if best is not None and budget.kind == "epochs":
             needed = len(seeds) * len(final_recipes(best.recipe)) * history.rungs[-1]
+            ablation = self.ablation.fewest * history.rungs[-1]
         elif best is not None:
-            needed = SAFETY * makespan(self._seed_seconds(history, best) * len(seeds), self.lanes)
+            seconds = self._seed_seconds(history, best)
+            needed = SAFETY * makespan(seconds * len(seeds), self.lanes)
+            ablation = SAFETY * makespan(seconds[:1] * self.ablation.fewest, self.lanes)
             least = FINAL_LEAST * budget.amount
-        return min(max(needed, least), FINAL_MOST * budget.amount)
+        finals = min(max(needed, least), FINAL_MOST * budget.amount)
+        return finals + self.ablation.kept(budget.amount, FINAL_SHARE * budget.amount - finals, ablation)
 
     # ---- the search
 
@@ -177,7 +186,7 @@ class Engine:
             return Resume(broken_off[0].id, broken_off[0].to)
         wanted = next_final(history)
         if wanted is None:
-            return Wait() if history.running else Finish("all done")
+            return self._ablate(history, winner, elapsed)
         role, seed = wanted
         if role == ROLES[0] and not self._affords_seed(history, winner, seed, elapsed):
             done = history.final_seeds.index(seed)
@@ -193,6 +202,40 @@ class Engine:
             cost=Cost(winner.params, winner.flops),
             group=winner.id,
         )
+
+    def _ablate(self, history: History, winner: Trial, elapsed: float) -> Decision:
+        """The winner with one thing changed, while the budget lasts."""
+        begun, wanted = history.finals(ABLATION), self.ablation.wanted(history)
+        broken_off = [trial for trial in begun if trial.state == "paused" and trial.epoch < trial.to][:1]
+        ahead = [change.recipe for change, _ in wanted[: 1 if begun else self.ablation.fewest]]
+        recipes = [trial.recipe for trial in broken_off] or ahead
+        if not recipes or not self._affords_all(history, winner, recipes, elapsed):
+            return Wait() if history.running else Finish("all done")
+        if broken_off:
+            return Resume(broken_off[0].id, broken_off[0].to)
+        change, seed = wanted[0]
+        return Start(
+            trial=f"{final_id(winner, ABLATION, seed)}-{change.recipe.id}",
+            role=ABLATION,
+            recipe=change.recipe,
+            source=change.source,
+            seed=seed,
+            to=history.rungs[-1],
+            cost=Cost(winner.params, winner.flops),
+            group=winner.id,
+        )
+
+    def _affords_all(self, history: History, winner: Trial, recipes: list[Recipe], elapsed: float) -> bool:
+        """Whether full trainings of these recipes are expected to end within the budget."""
+        budget, full = Budget.from_dict(history.budget), history.rungs[-1]
+        if budget.kind == "trials":
+            begun = len(history.in_role("search", ABLATION))
+            return begun + len(recipes) <= budget.amount * (1 + self.ablation.share)
+        if budget.kind == "epochs":
+            return _used(history) + full * len(recipes) <= budget.amount
+        busy = [(t.to - t.epoch) * self._epoch_seconds(history, t.recipe, winner) for t in history.running]
+        seconds = [full * self._epoch_seconds(history, recipe, winner) for recipe in recipes]
+        return elapsed + SAFETY * makespan(seconds, self.lanes, busy) <= budget.amount
 
     def _affords_seed(self, history: History, winner: Trial, seed: int, elapsed: float) -> bool:
         """The first seed is always trained; another one only if it is expected to end within the budget."""

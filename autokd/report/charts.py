@@ -10,7 +10,17 @@ import numpy as np
 
 from autokd import words
 from autokd.report import views
-from autokd.report.style import ROLE_COLOURS, ROLE_WORDS, TEACHER, colours_of, cost_colour, rung_colours
+from autokd.report.style import (
+    CLEAR,
+    FAINT,
+    ROLE_COLOURS,
+    ROLE_WORDS,
+    TEACHER,
+    colours_of,
+    cost_colour,
+    effect_colour,
+    rung_colours,
+)
 from autokd.result import Result
 
 if TYPE_CHECKING:
@@ -243,6 +253,51 @@ def _one_strip(figure: Figure, strip: views.Strip, colours: dict[str, str], metr
         figure.update_xaxes(type="log", dtick=1, exponentformat="power", row=row, col=col)
 
 
+def _importance(result: Result) -> Figure | None:
+    fields = views.important(result)[::-1]
+    if not fields:
+        return None
+    figure = _new("share of the variance of being among the best (%)", "", height=130 + 40 * len(fields))
+    figure.update_layout(margin=LAYOUT["margin"] | {"l": 300}, legend={"y": 1.0, "yanchor": "bottom"})
+    labels = [views.field_label(entry) for entry in fields]
+    ticks = [escape(name) + (f"<br><sub>{escape(where)}</sub>" if where else "") for name, where in labels]
+    for clear, name in ((True, "more than noise"), (False, "not distinguishable from noise")):
+        some = [(place, entry) for place, entry in enumerate(fields) if entry.above_noise == clear]
+        bars: dict[str, Any] = {"orientation": "h", "marker_color": CLEAR if clear else FAINT, "name": name}
+        bars["error_x"] = {
+            "type": "data",
+            "symmetric": False,
+            "color": "#777777",
+            "thickness": 1.2,
+            "array": [100 * (entry.high - entry.share) for _, entry in some],
+            "arrayminus": [100 * (entry.share - entry.low) for _, entry in some],
+        }
+        texts = [f"{escape(e.label)}<br>in {e.trials} trials; shuffled {100 * e.noise:.1f} %" for _, e in some]
+        hover = {"text": texts, "textposition": "none", "hovertemplate": "%{x:.1f} %<br>%{text}<extra></extra>"}
+        figure.add_bar(x=[100 * e.share for _, e in some], y=[place for place, _ in some], **bars, **hover)
+    figure.update_yaxes(tickvals=list(range(len(fields))), ticktext=ticks, ticks="")
+    return figure
+
+
+def _ablation(result: Result) -> Figure | None:
+    entries = result.ablation()[::-1]
+    if not entries:
+        return None
+    figure = _new(views.effect_label(result.metric), "", height=110 + 40 * len(entries), showlegend=False)
+    figure.update_layout(margin=LAYOUT["margin"] | {"l": 300})
+    for place, entry in enumerate(entries):
+        values, colour = views.effects(entry, result.metric), effect_colour(entry)
+        mean = {"mode": "lines", "line": {"color": colour, "width": 3}, "hoverinfo": "skip"}
+        figure.add_scatter(x=[np.mean(values)] * 2, y=[place - 0.28, place + 0.28], **mean)
+        dots = {"mode": "markers", "marker": {"color": colour, "size": 10, "opacity": 0.75}}
+        said = "<br>".join(_wrapped(entry.sentence(result.metric)))
+        figure.add_scatter(x=values, y=[place] * len(values), **dots, hovertemplate=said + "<extra></extra>")
+    figure.add_vline(0.0, line={"color": "#888888", "dash": "dot"}, annotation_text="the winner")
+    names = [escape(entry.label).replace(" instead of ", "<br>instead of ") for entry in entries]
+    figure.update_yaxes(tickvals=list(range(len(entries))), ticktext=names, ticks="")
+    return figure
+
+
 def _finals(result: Result) -> Figure | None:
     from plotly.subplots import make_subplots
 
@@ -299,6 +354,8 @@ CHARTS: dict[str, Callable[[Result], Figure | None]] = {
     "finals": _finals,
     "timeline": _timeline,
     "curves": _curves,
+    "importance": _importance,
+    "ablation": _ablation,
     "strips": _strips,
     "costs": _costs,
 }

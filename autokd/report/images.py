@@ -10,7 +10,18 @@ import numpy as np
 
 from autokd import words
 from autokd.report import views
-from autokd.report.style import ROLE_COLOURS, ROLE_WORDS, TEACHER, TITLES, colours_of, cost_colour, rung_colours
+from autokd.report.style import (
+    CLEAR,
+    FAINT,
+    ROLE_COLOURS,
+    ROLE_WORDS,
+    TEACHER,
+    TITLES,
+    colours_of,
+    cost_colour,
+    effect_colour,
+    rung_colours,
+)
 from autokd.result import Result
 
 if TYPE_CHECKING:
@@ -209,6 +220,46 @@ def _one_strip(axes: Axes, strip: views.Strip, colours: dict[str, str]) -> None:
     axes.set_title(_plain(strip.name) + rho, fontsize=9)
 
 
+def _importance(result: Result) -> Figure | None:
+    fields, found = views.important(result), result.importance()
+    if not fields or found is None:
+        return None
+    figure = _new(8, 1.5 + 0.36 * len(fields))
+    axes = figure.add_subplot()
+    for place, entry in enumerate(fields):
+        ends = [[100 * (entry.share - entry.low)], [100 * (entry.high - entry.share)]]
+        look: dict[str, Any] = {"color": CLEAR if entry.above_noise else FAINT, "height": 0.6}
+        look |= {"error_kw": {"capsize": 3, "ecolor": "#555555", "elinewidth": 1}}
+        axes.barh(place, 100 * entry.share, xerr=ends, **look)
+    labels = ["\n".join(filter(None, views.field_label(entry))) for entry in fields]
+    axes.set_yticks(range(len(fields)), [_plain(label) for label in labels], fontsize=7)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("share of the variance of being among the best (%), 95 % interval", fontsize=9)
+    measured = f"{found.trials} trials at epoch {found.rung}, the best {found.best}"
+    _title(figure, "importance", f"{measured}; grey: not distinguishable from noise")
+    return figure
+
+
+def _ablation(result: Result) -> Figure | None:
+    entries = result.ablation()
+    if not entries:
+        return None
+    figure = _new(8, 1.5 + 0.42 * len(entries))
+    axes = figure.add_subplot()
+    for place, entry in enumerate(entries):
+        values, colour = views.effects(entry, result.metric), effect_colour(entry)
+        axes.scatter(values, [place] * len(values), 42, color=colour, alpha=0.75, linewidths=0, zorder=3)
+        axes.plot([np.mean(values)] * 2, [place - 0.28, place + 0.28], color=colour, lw=2.4)
+    axes.axvline(0.0, color="#888888", ls=":")
+    labels = [_plain(entry.label).replace(" instead of ", "\ninstead of ") for entry in entries]
+    axes.set_yticks(range(len(entries)), labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel(views.effect_label(result.metric) + "; grey: within noise, or one seed only")
+    _title(figure, "ablation", "one dot for each seed; bar: mean; dotted: the winner")
+    return figure
+
+
 def _finals(result: Result) -> Figure | None:
     rows = result.rows()
     if len(rows) < 2:
@@ -260,6 +311,8 @@ FIGURES: dict[str, Callable[[Result], Figure | None]] = {
     "pareto": _pareto,
     "timeline": _timeline,
     "curves": _curves,
+    "importance": _importance,
+    "ablation": _ablation,
     "strips": _strips,
     "finals": _finals,
     "costs": _costs,

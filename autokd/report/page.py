@@ -17,9 +17,10 @@ from autokd.history import Trial
 from autokd.report.charts import draw_charts
 from autokd.report.images import write_images
 from autokd.report.style import TITLES
+from autokd.report.tables import write_tables
 from autokd.report.views import MOST_CURVES
 from autokd.result import Result, standing
-from autokd.summary import plan_lines, row_words, state_words
+from autokd.summary import ablation_words, plan_lines, row_words, state_words
 
 TOP = 20
 CAPTIONS = {
@@ -29,6 +30,11 @@ CAPTIONS = {
     "timeline": "One dot for each time a trial was measured, darker with more epochs.",
     "curves": "Dotted lines are the rungs, where trials are compared and the better ones go on. "
     f"Of more than {MOST_CURVES} trials, those trained longest and an even choice of the rest are drawn.",
+    "importance": "How much of being among the best each field explains by itself (PED-ANOVA), with 95 % bootstrap intervals. "
+    "A field that exists only under a condition is judged among the trials that have it. About trials of one rung, "
+    "which the rungs below have chosen; effects that only pairs of fields have are not seen.",
+    "ablation": "The winner trained again with one thing changed, minus the winner trained with the same seed; one dot for "
+    "each seed. Of twenty changes that do nothing, one is expected to look like more than noise.",
     "strips": "Search trials compared at the same epoch, fields with the strongest relation first. "
     "ρ is Spearman's rank correlation. A relation is no cause: the search tried promising values more often.",
     "costs": "Training seconds summed over lanes. The rest went into waiting for work, starting and failed trials.",
@@ -76,12 +82,13 @@ addEventListener("load", paint);
 
 
 def write_report(result: Result, folder: str | Path) -> Path:
-    """Write index.html, recipe.json and the PNGs into `folder` (made if missing); the path of the page."""
+    """Write index.html, recipe.json, the tables and the PNGs into `folder` (made if missing); the path of the page."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_images(result, folder)
     if result.recipe is not None:
         (folder / "recipe.json").write_text(json.dumps(result.recipe.to_dict(), indent=2) + "\n", encoding="utf-8")
+    write_tables(result, folder)
     path = folder / "index.html"
     path.write_text(_page(result, folder), encoding="utf-8")
     return path
@@ -95,7 +102,7 @@ def _page(result: Result, folder: Path) -> str:
         _note("Charts: hover for the recipe, drag to zoom, double-click to reset." if charts else ""),
         _chart("pareto", charts),
         _section("The winning recipe", _recipe(result, folder)),
-        *(_chart(name, charts) for name in TITLES if name != "pareto"),
+        *(_chart(name, charts) + _after(name, result) for name in TITLES if name != "pareto"),
         _section(f"Best trials of {len(result.history.trials)}", _top_trials(result)),
         _section("Failures", _failures(result)),
         _section("Plan and settings", _settings(result)),
@@ -159,6 +166,20 @@ def _chart(name: str, charts: dict[str, str]) -> str:
     return _section(
         TITLES[name], f'<figure>{caption}<div class="scroll"><div class="chart">{charts[name]}</div></div></figure>'
     )
+
+
+def _after(name: str, result: Result) -> str:
+    """What is said below a figure."""
+    found = result.importance() if name == "importance" else None
+    if found is not None:
+        return _note(f"{found.sentence()[0].upper()}{found.sentence()[1:]}.")
+    return _ablation(result) if name == "ablation" and result.ablation() else ""
+
+
+def _ablation(result: Result) -> str:
+    head = ("changed", "instead of", "", f"validation {result.metric}", "95 % interval", "seeds")
+    rows = [ablation_words(entry, result.metric) for entry in result.ablation()]
+    return _table(head, rows, left=3)
 
 
 def _recipe(result: Result, folder: Path) -> str:

@@ -10,17 +10,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from autokd import words
+from autokd.ablation import ROLE as ABLATION
+from autokd.ablation import Ablation
 from autokd.history import Trial
+from autokd.importance import FieldImportance
 from autokd.recipe import Value
 from autokd.result import Result, Row
 
 MOST_CURVES = 150  # drawn; of more, those that came far and an even choice of the rest
 MOST_STRIPS = 8
+MOST_FIELDS = 14  # of an importance
 FEWEST = 6  # trials that make a strip worth looking at
 FILES = {
     "pareto": "accuracy_vs_parameters.png",
     "timeline": "best_over_time.png",
     "curves": "learning_curves.png",
+    "importance": "importance.png",
+    "ablation": "ablation.png",
     "strips": "recipe_values.png",
     "finals": "finals.png",
     "costs": "budget.png",
@@ -176,6 +182,26 @@ def strips(result: Result, most: int = MOST_STRIPS) -> tuple[int, list[Strip]]:
     return epoch, sorted(found, key=lambda strip: -strip.strength)[:most]
 
 
+def important(result: Result, most: int = MOST_FIELDS) -> list[FieldImportance]:
+    """The fields that stand out, and the first of the others, at most `most`."""
+    found = result.importance()
+    return list(found.fields[: max(most, len(found.above_noise))]) if found else []
+
+
+def field_label(entry: FieldImportance) -> tuple[str, str]:
+    """Its name, and below it where it exists."""
+    return entry.name, f"where {entry.where}" if entry.where else ""
+
+
+def effects(entry: Ablation, metric: str) -> list[float]:
+    """The changes of the score by seed, in axis units."""
+    return [difference * Scale(metric).factor for difference in entry.differences]
+
+
+def effect_label(metric: str) -> str:
+    return f"change in validation {metric}" + (" (points)" if metric == "accuracy" else "")
+
+
 def costs(result: Result) -> list[tuple[str, float]]:
     """Where the lanes' seconds went: training by rung, finals, and the rest (waiting, starting, failed trials)."""
     spent: Counter[str] = Counter()
@@ -183,7 +209,11 @@ def costs(result: Result) -> list[tuple[str, float]]:
         trial = result.history.trials.get(event.get("trial") or "") if event["event"] == "rung" else None
         if trial is not None:
             spent[_purpose(trial, event["epoch"])] += event["seconds"]
-    order = [f"search, to epoch {rung}" for rung in result.history.rungs] + ["finals: winner", "finals: controls"]
+    order = [f"search, to epoch {rung}" for rung in result.history.rungs] + [
+        "finals: winner",
+        "finals: controls",
+        ABLATION,
+    ]
     named = [(name, spent[name]) for name in [*order, *sorted(spent.keys() - set(order))] if spent[name]]
     lanes = result.head.get("lanes")
     rest = lanes * result.history.elapsed - sum(spent.values()) if isinstance(lanes, int) else 0.0
@@ -231,6 +261,8 @@ def _common_rung(trials: Sequence[Trial]) -> int:
 def _purpose(trial: Trial, epoch: int) -> str:
     if trial.role == "search":
         return f"search, to epoch {epoch}"
+    if trial.role == ABLATION:
+        return ABLATION
     return "finals: winner" if trial.role == "winner" else "finals: controls"
 
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 MODEL_FOLDER = "mlflow_model"  # in the run folder, until it is uploaded
+TABLES = "mlflow.loggedArtifacts"  # the tag that makes MLflow show JSON files as tables
 
 
 class Unreachable(AutokdError):
@@ -95,6 +96,7 @@ class Mirror:
                 self._client.log_artifact(parent, str(recipe))
             if "report" in self.upload and Path(self.upload["report"]).is_dir():
                 self._client.log_artifacts(parent, self.upload["report"], "report")
+                self._client.set_tag(parent, TABLES, _tables(Path(self.upload["report"])))
             if "model" in self.upload and (self.run_dir / MODEL_FOLDER).is_dir():
                 self._register(parent, self.upload["model"])
                 shutil.rmtree(self.run_dir / MODEL_FOLDER)
@@ -271,6 +273,12 @@ class Mirror:
         source = logged.artifact_location if scheme(self.uri) in DATABASES else f"models:/{logged.model_id}"
         made = client.create_model_version(name, source, parent, model_id=logged.model_id, await_creation_for=0)
         self.model = f"models:/{name}/{made.version}"
+
+
+def _tables(report: Path) -> str:
+    """The tables of a report, as MLflow's pages want to be told of them."""
+    names = sorted(path.name for path in report.glob("*.json") if path.name in ("importance.json", "ablation.json"))
+    return json.dumps([{"path": f"report/{name}", "type": "table"} for name in names])
 
 
 def read_state(run_dir: Path) -> dict[str, Any]:

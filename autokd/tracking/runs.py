@@ -1,11 +1,12 @@
 """What MLflow should show of a search, folded from its ledger: a run for it, one for each trial. No mlflow here.
 
     of the search   params    the `search` event, flattened
-                    metrics   best_value (at the highest rung so far; step: reports so far), test/<role> (step: tests so far; their running mean)
-                    tags      autokd.search_id, version, state, winner, reason
+                    metrics   best_value (at the highest rung so far; step: reports so far), test/<role> (step: tests so far; their running mean),
+                              importance/<field> of those above the noise, ablation/<change> (step: seeds; their mean)
+                    tags      autokd.search_id, version, state, winner, reason, importance (in words)
     of a trial      params    the recipe, flat; seed, params, flops
                     metrics   val/<metric>, term/<name>, train/loss, seconds, lr, value, test (step: epoch)
-                    tags      autokd.search_id, trial_id, role, source, recipe_id, rung, state, reason, message, retries,
+                    tags      autokd.search_id, trial_id, role, source, recipe_id, rung, state, reason, message, retries, change (of an ablation),
                               setting (precision and layout of its students), notes
 
 A run is RUNNING only while something trains: a paused trial has FINISHED until it is resumed, so that a search that is
@@ -22,7 +23,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from autokd.ablation import ROLE as ABLATION
+from autokd.ablation import ablations, change_of
 from autokd.history import History, Trial
+from autokd.importance import importance
 from autokd.ledger import Event
 from autokd.result import standing
 from autokd.tracking.address import redact
@@ -94,13 +98,14 @@ class Runs:
             version = str(self.history.head.get("versions", {}).get("autokd", "unknown"))
             return {"autokd.search_id": search_id, "autokd.version": version}
         trial = self.history.trials[key]
-        return {
+        tags = {
             "autokd.search_id": search_id,
             "autokd.trial_id": trial.id,
             "autokd.role": trial.role,
             "autokd.source": trial.source,
             "autokd.recipe_id": trial.recipe.id,
         }
+        return tags | ({"autokd.change": change_of(trial)} if trial.role == ABLATION else {})
 
     # ---- one method per event that says something new
 
@@ -125,6 +130,8 @@ class Runs:
         news.tags |= {"autokd.setting": event["precision"]} if "precision" in event else {}
         news.tags |= {"autokd.notes": "; ".join(event["notes"])[:2000]} if event.get("notes") else {}
         self._reports += 1
+        if trial.role == ABLATION:
+            self._tell_ablation(change_of(trial), now)
         if trial.role == "search" and (self._best is None or standing(trial) > self._best):
             self._best = standing(trial)
             self._of(SEARCH).metrics.append(("best_value", float(event["value"]), now, self._reports))
@@ -151,8 +158,18 @@ class Runs:
         news.tags["autokd.reason"] = str(event["reason"])
         if self._best is not None:
             news.metrics.append(("best_value", float(self._best[1]), now, self._reports))
+        found = importance(self.history)
+        if found is not None:
+            news.tags["autokd.importance"] = found.sentence()[:2000]
+            news.metrics += [(_name(f"importance/{e.name}"), e.share, now, self._reports) for e in found.above_noise]
 
     # ---- small parts
+
+    def _tell_ablation(self, change: str, now: int) -> None:
+        """The mean change of the score so far, on the run of the search."""
+        done = next((entry for entry in ablations(self.history) if entry.change == change), None)
+        if done is not None:
+            self._of(SEARCH).metrics.append((_name(f"ablation/{change}"), done.mean, now, done.n))
 
     def _of(self, key: str) -> News:
         return self.news.setdefault(key, News())
