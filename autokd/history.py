@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from autokd.constraints import Cost
 from autokd.ledger import Event
 from autokd.recipe import Recipe, Value
 
@@ -29,6 +30,8 @@ class Trial:
     params: int
     flops: int
     started: float  # seconds of the search
+    bytes: int = 0  # of its weights
+    memory: int = 0  # its activations take at most, in bytes
     group: str | None = None  # of a final: the search trial it retrains or controls
     state: TrialState = "running"
     to: int = 0  # the epoch it was last sent to
@@ -41,6 +44,10 @@ class Trial:
     retries: int = 0
     reason: str | None = None  # of a failure
     message: str | None = None
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(self.params, self.flops, self.bytes, self.memory)
 
     @property
     def value(self) -> float | None:
@@ -112,6 +119,8 @@ class History:
             seed=event["seed"],
             params=event["params"],
             flops=event["flops"],
+            bytes=event.get("bytes", 0),
+            memory=event.get("memory", 0),
             started=event["elapsed"],
             group=event.get("group"),
             to=event["to"],

@@ -5,7 +5,7 @@ The events, and what they carry:
 
     search    search_id, name, seed, budget, space, constraints, rungs, lanes, executor, teacher, data, plan, versions
     session   pid, budget, lanes; a process begins to work on the search (the first, or after a resume)
-    start     trial, role, recipe, point, source, seed, to, params, flops, group
+    start     trial, role, recipe, point, source, seed, to, params, flops, bytes, memory, group
     resume    trial, to
     rung      trial, epoch, value, tiebreak, metrics, seconds, history[{epoch, seconds, recording, loss, terms, metrics}], checkpoint,
               precision, and notes where something was done otherwise than planned

@@ -9,6 +9,7 @@ from typing import Any
 from autokd import words
 from autokd.history import Trial
 from autokd.result import Row
+from autokd.sizes import size_words
 
 
 def state_words(trials: Iterable[Trial]) -> str:
@@ -62,7 +63,12 @@ def plan_lines(plan: Mapping[str, Any], head: Mapping[str, Any]) -> list[tuple[s
 
 def limit_words(limits: Mapping[str, Any]) -> str:
     """Constraints in words: "at most 71.6k parameters, at most 2.0 MFLOPs"; empty without any."""
-    named = {"params": lambda number: f"{words.count(number)} parameters", "flops": words.flops}
+    named = {
+        "params": lambda number: f"{words.count(number)} parameters",
+        "flops": words.flops,
+        "bytes": lambda number: f"{size_words(number)} of weights",
+        "memory": lambda number: f"{size_words(number)} of activations",
+    }
     shown = {name: limit for name, limit in limits.items() if limit is not None}
     return ", ".join(f"at most {named.get(name, words.count)(limit)}" for name, limit in shown.items())
 

@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).parent.parent / "autokd"
 FLOORS = [
     ["__init__"],
     ["errors"],
-    ["recipe", "budget", "constraints", "arrays", "sizes", "space_yaml"],
-    ["ledger", "orders", "words", "space_fields", "sources"],
+    ["recipe", "budget", "arrays", "sizes", "space_yaml"],
+    ["constraints", "ledger", "orders", "words", "space_fields", "sources"],
     ["history", "gain", "space_names"],
     ["space_file"],
     ["space"],

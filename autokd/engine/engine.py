@@ -189,7 +189,7 @@ class Engine:
             source="final" if role == ROLES[0] else "control",
             seed=seed,
             to=history.rungs[-1],
-            cost=Cost(winner.params, winner.flops),
+            cost=winner.cost,
             group=winner.id,
         )
 

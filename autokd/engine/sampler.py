@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autokd.constraints import MEASURES, Cost, Limits
+from autokd.constraints import Cost, Limits
 from autokd.engine.rungs import at_rung
 from autokd.errors import ConstraintError, InputError
 from autokd.history import History, Trial
@@ -81,12 +81,8 @@ class Sampler:
             raise ConstraintError("no student family of the space takes such inputs; choose other families")
         if any(self.limits.allow(cost) for cost in costs):
             return
-        wanted = " and ".join(
-            f"{name} <= {limit:,.0f}" for name, limit in vars(self.limits).items() if limit is not None
-        )
-        least = " and ".join(f"{min(getattr(cost, name) for cost in costs):,} {name}" for name in MEASURES)
         raise ConstraintError(
-            f"no student of space '{self.space.name}' satisfies {wanted}; the smallest possible are {least}; loosen the limit"
+            f"no student of space '{self.space.name}' satisfies {self.limits.unmet_by(costs)}; loosen the limit"
         )
 
     def first_recipe(self) -> Recipe:

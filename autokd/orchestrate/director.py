@@ -83,6 +83,8 @@ class Director:
             to=start.to,
             params=start.cost.params,
             flops=start.cost.flops,
+            bytes=start.cost.bytes,
+            memory=start.cost.memory,
             group=start.group,
         )
 
