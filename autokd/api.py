@@ -6,7 +6,6 @@ delivery -> report.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import tempfile
@@ -28,9 +27,10 @@ from autokd.core.core import Measured, TrainingCore, calibrate
 from autokd.core.device import Setting, default_device
 from autokd.core.payload import TapePlan
 from autokd.core.run import load_student
-from autokd.delivery import ABOUT
+from autokd.delivery import read_recipe
 from autokd.engine.engine import Engine
-from autokd.errors import BudgetError, InputError, RecipeError, RunFolderError
+from autokd.errors import BudgetError, InputError, RunFolderError
+from autokd.goals import check_preference, parse_goals
 from autokd.ledger import Ledger
 from autokd.orders import Order
 from autokd.outcome import Distilled, SearchResult, saved_teacher
@@ -57,6 +57,8 @@ def search(
     objectives: Sequence[str] | None = None,
     students: Sequence[object] | None = None,
     constraints: Mapping[str, object] | None = None,
+    goals: Sequence[str] | None = None,
+    prefer: str | None = None,
     epochs: int | None = None,
     seed: int = 0,
     run_dir: str | Path | None = None,
@@ -79,6 +81,8 @@ def search(
     objectives    only these distillation losses, of those in the space
     students      only these families; your own as "module:attribute", a family object, or an nn.Module class
     constraints   {"params": 50_000 | "50k" | "teacher/10", "flops": …}; by default a tenth of the teacher's parameters
+    goals         ["accuracy", "params"]: a front instead of one student; costs are params, flops, bytes, memory, latency_ms
+    prefer        whom of the front to take: "accuracy", "knee", "params<=20k"; without it result.best asks for one
     epochs        of a full training; by default what the budget affords, at most what the space says
     seed          of everything random; the finals use other seeds
     run_dir       a new folder for everything; by default runs/<name>-<time>
@@ -101,6 +105,7 @@ def search(
         RunFolder.check_new(run_dir)
     chosen = space_for(teacher, space, objectives, students)
     limits = parse_limits(constraints, teacher.cost)
+    wanted = {"goals": parse_goals(goals, teacher.task.metric), "prefer": check_preference(prefer, teacher.task.metric)}
     where = tape_place(tape, tape_limit)
     engine = Engine(chosen, limits, CostOf(teacher.data), teacher.cost, lanes or 1, seed, taped=where is not None)
     engine.sampler.check_satisfiable()
@@ -123,7 +128,7 @@ def search(
         settings = Settings(
             executor, measured.setting, tracking, shown_uri, ray_address, taped, cohort_size(chosen, taped)
         )
-        head = _head(name or folder.path.name, teacher, budget, chosen, limits, plan, settings, seed)
+        head = _head(name or folder.path.name, teacher, budget, chosen, limits, plan, settings, seed) | wanted
         ledger.append("search", **head)
         if teacher.can_be_saved:
             teacher.save(folder.teacher)
@@ -303,6 +308,8 @@ def _head(
             "name": teacher.name,
             "params": teacher.cost.params,
             "flops": teacher.cost.flops,
+            "bytes": teacher.cost.bytes,
+            "memory": teacher.cost.memory,
             "value": teacher.value,
             "value_loss": teacher.metrics["loss"],
             "fingerprint": teacher.fingerprint,
@@ -359,23 +366,6 @@ def _deliver_what_is_left(folder: RunFolder, settings: Settings, uri: str | None
 
 
 # ---- arguments of distill
-
-
-def read_recipe(source: Recipe | Mapping[str, Any] | str | Path) -> tuple[Recipe, int | None]:
-    """The recipe, and the epochs of the winner it was, if it lies beside one."""
-    if isinstance(source, Recipe):
-        return source, None
-    if isinstance(source, Mapping):
-        return Recipe.from_dict(dict(source)), None
-    path = Path(source)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not text"
-        raise RecipeError(f"recipe file {path} cannot be read: {reason}; give a recipe.json") from None
-    beside = path.with_name(ABOUT)
-    known = int(json.loads(beside.read_text())["epochs"]) if beside.exists() else None
-    return Recipe.from_json(text), known
 
 
 @contextmanager

@@ -71,11 +71,12 @@ def parse_limits(constraints: Mapping[str, object] | None, teacher: Cost) -> Lim
     for name, limit in (DEFAULT if constraints is None else constraints).items():
         if name not in MEASURES:
             raise ConstraintError(f"unknown constraint '{name}'; {nearest(name, MEASURES)}")
-        values[name] = _limit(name, limit, getattr(teacher, name))
+        values[name] = read_limit(name, limit, getattr(teacher, name))
     return Limits(**values)
 
 
-def _limit(name: str, limit: object, of_teacher: int) -> float:
+def read_limit(name: str, limit: object, of_teacher: int) -> float:
+    """A number, "50k", "64 kB" where it counts bytes, or "teacher/10". Raises ConstraintError."""
     rule = f"constraint '{name}' must be a positive number, '50k' or 'teacher/10', got {_shown(limit)}"
     if isinstance(limit, int | float) and not isinstance(limit, bool):
         value = float(limit) if abs(limit) < LARGEST else math.inf

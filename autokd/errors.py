@@ -56,6 +56,10 @@ class ConstraintError(InputError):
     """No student of the space can satisfy the constraints."""
 
 
+class GoalError(InputError):
+    """Goals or a preference among them cannot be read, or nobody satisfies them."""
+
+
 class RunFolderError(AutokdError):
     """The run folder is missing, unwritable, not empty, or belongs to another search."""
 

@@ -32,6 +32,7 @@ class Trial:
     started: float  # seconds of the search
     bytes: int = 0  # of its weights
     memory: int = 0  # its activations take at most, in bytes
+    latency_ms: float | None = None  # measured before it was trained, if it was
     group: str | None = None  # of a final: the search trial it retrains or controls
     state: TrialState = "running"
     to: int = 0  # the epoch it was last sent to
@@ -66,6 +67,7 @@ class History:
     elapsed: float = 0.0
     epochs: int = 0  # trained so far, over all trials
     winner: str | None = None  # trial chosen by the search, once the finals began
+    front: tuple[str, ...] = ()  # others that are retrained, where there are several goals
     final_seeds: tuple[int, ...] = ()
     tests: list[dict[str, Any]] = field(default_factory=list)
     finished: str | None = None  # the reason, once finished
@@ -84,9 +86,9 @@ class History:
         if trial is not None or event["event"] in ("search", "session", "start", "finals", "test", "finish"):
             getattr(self, f"_on_{event['event']}")(event, trial)
 
-    def finals(self, role: str) -> list[Trial]:
-        """The retrainings of the current winner ("winner") or of a control of it, by seed."""
-        chosen = [trial for trial in self.in_role(role) if trial.group == self.winner]
+    def finals(self, role: str, of: str | None = None) -> list[Trial]:
+        """The retrainings of the current winner ("winner") or of a control of it, or of trial `of`, by seed."""
+        chosen = [trial for trial in self.in_role(role) if trial.group == (of or self.winner)]
         return sorted(chosen, key=lambda trial: trial.seed)
 
     def in_role(self, *roles: str) -> list[Trial]:
@@ -103,7 +105,7 @@ class History:
 
     def _on_session(self, event: Event, _: Trial | None) -> None:
         if self.budget and event["budget"] != self.budget:  # more was given: the search goes on, new finals follow
-            self.winner, self.final_seeds = None, ()
+            self.winner, self.front, self.final_seeds = None, (), ()
         self.budget, self.finished = event["budget"], None
         for trial in self.trials.values():
             if trial.state in ("running", "stopped"):
@@ -148,6 +150,7 @@ class History:
 
     def _on_finals(self, event: Event, _: Trial | None) -> None:
         self.winner, self.final_seeds = event["winner"], tuple(event["seeds"])
+        self.front = tuple(event.get("front") or ())
 
     def _on_test(self, event: Event, _: Trial | None) -> None:
         self.tests.append(event)

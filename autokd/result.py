@@ -7,7 +7,6 @@ best search trial; with them, it is the winner retrained with fresh seeds, besid
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -15,11 +14,12 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any, Literal
 
-from autokd import words
+from autokd import front, words
 from autokd.errors import InputError, RunFolderError, nearest
 from autokd.gain import CONTROLS, Gain, Split, control_recipe, paired_gain, sample_sd
+from autokd.goals import check_preference, goals_of
 from autokd.history import History, Trial
-from autokd.ledger import read_events
+from autokd.ledger import lives, read_events
 from autokd.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class Result:
         if self.history.finished is not None:
             return "interrupted" if self.history.finished == "interrupted" else "finished"
         sessions = [event for event in self.events if event["event"] == "session"]
-        return "running" if sessions and _alive(sessions[-1].get("pid")) else "interrupted"
+        return "running" if sessions and lives(sessions[-1].get("pid")) else "interrupted"
 
     @property
     def teacher(self) -> dict[str, Any]:
@@ -150,7 +150,29 @@ class Result:
 
     @property
     def best(self) -> Best | None:
-        """The winner of the finals, or of the search so far; None while no trial has a value."""
+        """The winner of the finals, or of the search so far; None while no trial has a value.
+
+        Raises GoalError, with the front, where there are several goals and the search was not told what to prefer.
+        """
+        self.check_preferred()
+        return self.leading
+
+    def check_preferred(self) -> None:
+        """Raise GoalError, with the front, where there are several goals and the search was not told what to prefer."""
+        if self.head.get("prefer") is None and self.pareto():
+            front.preferred(self.history, None)
+
+    def pareto(self) -> list[front.Member]:
+        """With several goals, the students than which no other is better in every goal, the best by the metric first."""
+        return front.members(self.history)
+
+    def choose(self, prefer: str) -> front.Member:
+        """The one of the front that is preferred: "accuracy", "params", "knee", or limits: "params<=20k, latency_ms<=5"."""
+        return front.preferred(self.history, check_preference(prefer, self.metric))
+
+    @property
+    def leading(self) -> Best | None:
+        """As `best`; with several goals and no preference, the most accurate one."""
         finals = _finalists(self.history, "winner")
         trial = finals[0] if finals else chosen(self.history)
         if trial is None:
@@ -203,7 +225,9 @@ class Result:
 
     def headline(self) -> str:
         """The result in one sentence."""
-        best, teacher = self.best, self.teacher
+        best, teacher = self.leading, self.teacher
+        if best is not None and self.history.head.get("prefer") is None and goals_of(self.history):
+            return front.headline(self.history, self.metric)
         if best is None:
             failed = sum(self.failures.values())
             return f"no student yet: {len(self.history.trials)} trials started, {failed} failed"
@@ -227,7 +251,7 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """A summary that json.dumps takes."""
-        best = self.best
+        best = self.leading
         return {
             "run_dir": str(self.run_dir),
             "name": self.name,
@@ -238,6 +262,7 @@ class Result:
             "best": None if best is None else {**_plain(best), "recipe": best.recipe.to_dict()},
             "rows": [_plain(row) | _statistics(row) for row in self._rows],
             "gains": [_plain(gain) for gain in self.gains()],
+            "front": [member.to_dict() for member in self.pareto()],
             "trials": dict(Counter(trial.state for trial in self.history.trials.values())),
             "failures": self.failures,
             "epochs": self.history.epochs,
@@ -352,19 +377,8 @@ def _student_row(history: History, role: str, label: str, trials: list[Trial]) -
 
 # ---- small things
 
-RECORD = (
-    "trial",
-    "role",
-    "state",
-    "source",
-    "seed",
-    "epoch",
-    "value",
-    "params",
-    "flops",
-    "seconds",
-    "reason",
-    "recipe",
+RECORD = tuple(
+    ["trial", "role", "state", "source", "seed", "epoch", "value", "params", "flops", "seconds", "reason", "recipe"]
 )
 
 
@@ -379,16 +393,3 @@ def _plain(item: Best | Row | Gain) -> dict[str, Any]:
 
 def _statistics(row: Row) -> dict[str, Any]:
     return {name: getattr(row, name) for name in ("n", "value_mean", "value_sd", "test_mean", "test_sd")}
-
-
-def _alive(pid: Any) -> bool:
-    """Whether such a process lives on this machine."""
-    if not isinstance(pid, int) or pid <= 0:
-        return False
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True

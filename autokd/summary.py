@@ -45,6 +45,9 @@ def plan_lines(plan: Mapping[str, Any], head: Mapping[str, Any]) -> list[tuple[s
         ("rungs", " → ".join(map(str, plan.get("rungs") or head.get("rungs") or ())) + " epochs"),
         ("lanes", f"{plan.get('lanes') or head.get('lanes')} at a time, {head.get('executor', '?')} executor"),
     ]
+    goals = [str(goal) for goal in head.get("goals") or ()]
+    preferred = f", preferred: {head['prefer']}" if head.get("prefer") else ""
+    lines += [("goals", ", ".join(goals) + preferred)] if len(goals) > 1 else []
     constraints = limit_words(head.get("constraints") or {})
     timed = [("one epoch", "epoch_seconds"), ("full training", "full_training_seconds")]
     phases = [("recording", "recording_seconds"), ("search", "search_seconds"), ("final retraining", "final_seconds")]

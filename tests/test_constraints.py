@@ -79,7 +79,9 @@ def test_sizes_have_units(measure: str, written: object, value: float) -> None:
 
 
 def test_a_size_that_is_none_says_how_to_write_one() -> None:
-    with pytest.raises(ConstraintError, match="constraint 'memory' must be a positive number, '64 kB' or 'teacher/10', got '3 apples'"):
+    with pytest.raises(
+        ConstraintError, match="constraint 'memory' must be a positive number, '64 kB' or 'teacher/10', got '3 apples'"
+    ):
         parse_limits({"memory": "3 apples"}, TEACHER)
     with pytest.raises(ConstraintError, match="constraint 'params' must be"):
         parse_limits({"params": "3 kB"}, TEACHER)

@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 
 from autokd.budget import Budget
 from autokd.constraints import Cost, Limits
-from autokd.engine.controls import ROLES, final_id, final_recipes, final_seeds, next_final
+from autokd.engine.controls import (
+    ROLES,
+    final_id,
+    final_recipes,
+    final_seeds,
+    next_final,
+    next_member,
+    others_on_front,
+)
 from autokd.engine.cost import epoch_seconds, makespan, recording_cost, relative_cost
 from autokd.engine.rungs import interrupted, leader, next_rung, promotable
 from autokd.engine.sampler import Proposal, Sampler
@@ -49,6 +57,7 @@ class Resume:
 class BeginFinals:
     winner: str
     seeds: tuple[int, ...]
+    front: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,9 +109,13 @@ class Engine:
             return 0.0
         needed, least = FINAL_SHARE * budget.amount, 0.0
         if best is not None and budget.kind == "epochs":
-            needed = len(seeds) * len(final_recipes(best.recipe)) * history.rungs[-1]
+            others = len(others_on_front(history, best))
+            needed = (len(seeds) * len(final_recipes(best.recipe)) + others) * history.rungs[-1]
         elif best is not None:
-            needed = SAFETY * makespan(self._seed_seconds(history, best) * len(seeds), self.lanes)
+            trainings = self._seed_seconds(history, best) * len(seeds)
+            for name in others_on_front(history, best):  # one seed of each
+                trainings.append(self._seed_seconds(history, history.trials[name])[0])
+            needed = SAFETY * makespan(trainings, self.lanes)
             least = FINAL_LEAST * budget.amount
         return min(max(needed, least), FINAL_MOST * budget.amount)
 
@@ -162,7 +175,7 @@ class Engine:
     def _end_of_search(self, history: History) -> Decision:
         best = leader(history)
         if best is not None:
-            return BeginFinals(best.id, final_seeds(self.seed))
+            return BeginFinals(best.id, final_seeds(self.seed), others_on_front(history, best))
         failed = [trial for trial in history.in_role("search") if trial.state == "failed"]
         last = f"; the last: {failed[-1].reason}, {failed[-1].message}" if failed else ""
         return Finish(f"no trial succeeded{last}")
@@ -171,27 +184,51 @@ class Engine:
 
     def _finals(self, history: History, elapsed: float) -> Decision:
         winner = history.trials[history.winner or ""]
-        broken_off = [t for role in ROLES for t in history.finals(role) if t.state == "paused" and t.epoch < t.to]
+        finals = [trial for role in ROLES for trial in history.finals(role)]
+        finals += [trial for name in history.front for trial in history.finals(ROLES[0], of=name)]
+        broken_off = [trial for trial in finals if trial.state == "paused" and trial.epoch < trial.to]
         if broken_off:
             return Resume(broken_off[0].id, broken_off[0].to)
         wanted = next_final(history)
         if wanted is None:
-            return Wait() if history.running else Finish("all done")
+            return self._next_of_front(history, elapsed)
         role, seed = wanted
         if role == ROLES[0] and not self._affords_seed(history, winner, seed, elapsed):
             done = history.final_seeds.index(seed)
             spent = f"budget spent after {done} of {len(history.final_seeds)} final seeds"
             return Wait() if history.running else Finish(spent)
+        return self._final(history, winner, role, seed)
+
+    def _next_of_front(self, history: History, elapsed: float) -> Decision:
+        """With several goals, the others of the front are retrained too, as far as the budget goes."""
+        wanted = next_member(history)
+        if wanted is None:
+            return Wait() if history.running else Finish("all done")
+        member, seed = wanted
+        if self._affords_member(history, member, elapsed):
+            return self._final(history, member, ROLES[0], seed)
+        return Wait() if history.running else Finish("budget spent before all of the front were retrained")
+
+    def _final(self, history: History, of: Trial, role: str, seed: int) -> Start:
         return Start(
-            trial=final_id(winner, role, seed),
+            trial=final_id(of, role, seed),
             role=role,
-            recipe=final_recipes(winner.recipe)[role],
+            recipe=final_recipes(of.recipe)[role],
             source="final" if role == ROLES[0] else "control",
             seed=seed,
             to=history.rungs[-1],
-            cost=winner.cost,
-            group=winner.id,
+            cost=of.cost,
+            group=of.id,
         )
+
+    def _affords_member(self, history: History, member: Trial, elapsed: float) -> bool:
+        """Whether one more full training is expected to end within the budget."""
+        budget = Budget.from_dict(history.budget)
+        if budget.kind == "trials":
+            return True
+        if budget.kind == "epochs":
+            return _used(history) + history.rungs[-1] <= budget.amount
+        return elapsed + self._seed_seconds(history, member)[0] <= budget.amount
 
     def _affords_seed(self, history: History, winner: Trial, seed: int, elapsed: float) -> bool:
         """The first seed is always trained; another one only if it is expected to end within the budget."""

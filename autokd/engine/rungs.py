@@ -6,6 +6,8 @@ it the best 1/eta are resumed to the next one. Values of different rungs are nev
 
 from __future__ import annotations
 
+from autokd.engine.pareto import in_order, preferred, scalarised
+from autokd.goals import goals_of
 from autokd.history import History, Trial
 
 ETA = 3
@@ -39,13 +41,25 @@ def at_rung(history: History, rung: int) -> list[Trial]:
     return sorted(reached, key=lambda trial: standing(trial, rung), reverse=True)
 
 
+def best_first(history: History, rung: int) -> list[Trial]:
+    """As `at_rung`; with several goals in Pareto order."""
+    reached, costs = at_rung(history, rung), goals_of(history)
+    return in_order(reached, rung, costs) if costs else reached
+
+
+def for_model(history: History, rung: int, key: str) -> list[Trial]:
+    """As `at_rung`; with several goals by one random weighing of them, another for every `key`."""
+    reached, costs = at_rung(history, rung), goals_of(history)
+    return scalarised(reached, rung, costs, key) if costs else reached
+
+
 def promotable(history: History, eta: int = ETA) -> Trial | None:
     """The paused trial to resume next: of the highest rung first, the best that is among the best 1/eta there.
 
     Failed trials count among those that came to the rung at which, or above which, they failed; they are not promoted.
     """
     for rung in reversed(history.rungs[:-1]):
-        reached = at_rung(history, rung)
+        reached = best_first(history, rung)
         failed = sum(t.state == "failed" and (rung in t.values or t.to == rung) for t in history.in_role("search"))
         for trial in reached[: (len(reached) + failed) // eta]:
             if trial.state == "paused" and trial.epoch == rung:
@@ -60,10 +74,13 @@ def interrupted(history: History) -> Trial | None:
 
 
 def leader(history: History) -> Trial | None:
-    """The best trial so far, at the highest rung anyone reached; below the first rung, the one that came furthest."""
+    """The best trial so far, at the highest rung anyone reached; below the first rung, the one that came furthest.
+
+    With several goals, the one of that rung's front that is preferred.
+    """
     for rung in reversed(history.rungs):
         reached = at_rung(history, rung)
         if reached:
-            return reached[0]
+            return preferred(history, reached, rung) if goals_of(history) else reached[0]
     cut_off = [t for t in history.in_role("search") if t.values and t.state != "failed"]
     return max(cut_off, key=lambda trial: (trial.epoch, standing(trial, trial.epoch)), default=None)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autokd.constraints import Cost, Limits
-from autokd.engine.rungs import at_rung
+from autokd.engine.rungs import at_rung, for_model
 from autokd.errors import ConstraintError, InputError
 from autokd.history import History, Trial
 from autokd.recipe import Recipe, StudentSpec, Value
@@ -215,7 +215,7 @@ class Sampler:
             multivariate=True, group=True, constant_liar=True, n_startup_trials=0, seed=seed
         )
         study = optuna.create_study(direction="maximize", sampler=sampler)
-        ranked = _best_and_newest(at_rung(history, rung))
+        ranked = _best_and_newest(for_model(history, rung, key=str(seed)))
         failed = [t for t in history.in_role("search") if t.state == "failed"][-MODEL_MOST // 2 :]
         for place, trial in enumerate(ranked):
             study.add_trial(self._as_optuna(trial, 1 - place / (len(ranked) + bool(failed))))

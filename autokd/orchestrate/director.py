@@ -30,7 +30,8 @@ class Director:
         """Work for one free lane; Wait until something running reports; or Finish."""
         decision = self.engine.propose(self.history, self.ledger.elapsed)
         if isinstance(decision, BeginFinals):
-            self.ledger.append("finals", winner=decision.winner, seeds=list(decision.seeds))
+            others = {"front": list(decision.front)} if decision.front else {}
+            self.ledger.append("finals", winner=decision.winner, seeds=list(decision.seeds), **others)
             decision = self.engine.propose(self.history, self.ledger.elapsed)
         if isinstance(decision, Start):
             self._record_start(decision)

@@ -14,8 +14,11 @@ RUNG_COLOURS = ("#A6CEE3", "#7FB5DC", "#5A9BD5", "#3F80CC", "#3A66C4", "#4350C8"
 TEACHER = "#C62828"
 ROLE_COLOURS = {"teacher": TEACHER, "winner": "#7B3FA0", "no_kd": "#808080", "default_kd": "#A0642D"}
 ROLE_WORDS = {"teacher": "teacher", "winner": "winner", "no_kd": "no distillation", "default_kd": "default KD"}
+CONTROL_MARKERS = {"no_kd": "square", "default_kd": "triangle-up"}
+FRONT = "#D55E00"
 TITLES = {
     "pareto": "Quality against size",
+    "front": "The front",
     "finals": "Final comparison",
     "timeline": "Best student over time",
     "curves": "Learning curves",

@@ -19,7 +19,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from autokd.history import History, Trial
@@ -111,7 +111,7 @@ class Runs:
         self._of(SEARCH).params.update(list(_flat("", told))[:100])
 
     def _on_start(self, event: Event, trial: Trial, now: int) -> None:
-        told = trial.recipe.flat() | {"seed": trial.seed, "params": trial.params, "flops": trial.flops}
+        told = trial.recipe.flat() | {"seed": trial.seed} | {name: n for name, n in asdict(trial.cost).items() if n}
         self._of(trial.id).params.update({_name(name): str(value)[:500] for name, value in told.items()})
 
     def _on_rung(self, event: Event, trial: Trial, now: int) -> None:
@@ -137,6 +137,8 @@ class Runs:
 
     def _on_finals(self, event: Event, _: Trial | None, now: int) -> None:
         self._of(SEARCH).tags["autokd.winner"] = str(event["winner"])
+        if event.get("front"):
+            self._of(SEARCH).tags["autokd.front"] = ", ".join(map(str, event["front"]))[:2000]
 
     def _on_test(self, event: Event, trial: Trial | None, now: int) -> None:
         values = self._tests.setdefault(event["role"], [])
