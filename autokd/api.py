@@ -35,6 +35,7 @@ from autokd.ledger import Ledger
 from autokd.orders import Order
 from autokd.outcome import Distilled, SearchResult, saved_teacher
 from autokd.plan import Plan, make_plan
+from autokd.probe import parse_probe
 from autokd.progress import plan_table
 from autokd.recipe import Recipe
 from autokd.result import Result
@@ -80,7 +81,8 @@ def search(
                   height and width, else "classification"
     objectives    only these distillation losses, of those in the space
     students      only these families; your own as "module:attribute", a family object, or an nn.Module class
-    constraints   {"params": 50_000 | "50k" | "teacher/10", "flops": …}; by default a tenth of the teacher's parameters
+    constraints   {"params": 50_000 | "50k" | "teacher/10", "flops": …, "bytes": "64 kB", "memory": …, "latency_ms": 5}; by default a
+                  tenth of the teacher's parameters
     goals         ["accuracy", "params"]: a front instead of one student; costs are params, flops, bytes, memory, latency_ms
     prefer        whom of the front to take: "accuracy", "knee", "params<=20k"; without it result.best asks for one
     epochs        of a full training; by default what the budget affords, at most what the space says
@@ -105,7 +107,10 @@ def search(
         RunFolder.check_new(run_dir)
     chosen = space_for(teacher, space, objectives, students)
     limits = parse_limits(constraints, teacher.cost)
-    wanted = {"goals": parse_goals(goals, teacher.task.metric), "prefer": check_preference(prefer, teacher.task.metric)}
+    aims = parse_goals(goals, teacher.task.metric)
+    probe = parse_probe(constraints, aims)
+    wanted: dict[str, Any] = {"goals": aims, "prefer": check_preference(prefer, teacher.task.metric)}
+    wanted["probe"] = None if probe is None else probe.to_dict()
     where = tape_place(tape, tape_limit)
     engine = Engine(chosen, limits, CostOf(teacher.data), teacher.cost, lanes or 1, seed, taped=where is not None)
     engine.sampler.check_satisfiable()

@@ -95,7 +95,10 @@ def _search_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--objectives", help="Only these distillation losses, e.g. kd,dkd."),
         click.option("--students", help="Only these families, e.g. resnet,mobilenet, or your own module:attribute."),
         click.option(
-            "--constraint", "constraints", multiple=True, help="params=50k, params=teacher/20, flops=2M. Repeatable."
+            "--constraint",
+            "constraints",
+            multiple=True,
+            help="params=50k, params=teacher/20, flops=2M, bytes=64kB, latency_ms=5. Repeatable.",
         ),
         click.option(
             "--goals", help="Several goals, a front of students: e.g. accuracy,params or accuracy,latency_ms."

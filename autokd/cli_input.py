@@ -39,6 +39,7 @@ def check_before_teacher(
     from autokd.budget import Budget
     from autokd.constraints import Cost, parse_limits
     from autokd.goals import check_preference, parse_goals
+    from autokd.probe import parse_probe
     from autokd.run_folder import RunFolder
     from autokd.taping import tape_place
 
@@ -46,7 +47,7 @@ def check_before_teacher(
     check_settings(**settings)
     check_names(space, objectives, students)
     parse_limits(limits, Cost(1, 1, 1, 1))
-    parse_goals(goals, METRIC)
+    parse_probe(limits, parse_goals(goals, METRIC))
     check_preference(prefer, METRIC)
     tape_place(tape, tape_limit)
     if run_dir is not None:

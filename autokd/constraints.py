@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 from autokd.errors import ConstraintError, InputError, nearest
+from autokd.probe import LATENCY
 from autokd.sizes import parse_size
 
 MEASURES = ("params", "flops", "bytes", "memory")
@@ -69,8 +70,10 @@ def parse_limits(constraints: Mapping[str, object] | None, teacher: Cost) -> Lim
         raise ConstraintError(f"constraints must be a mapping such as {{'params': '50k'}}, got {constraints!r:.60}")
     values: dict[str, float] = {}
     for name, limit in (DEFAULT if constraints is None else constraints).items():
+        if name == LATENCY:  # measured, not computed: see probe.py
+            continue
         if name not in MEASURES:
-            raise ConstraintError(f"unknown constraint '{name}'; {nearest(name, MEASURES)}")
+            raise ConstraintError(f"unknown constraint '{name}'; {nearest(name, (*MEASURES, LATENCY))}")
         values[name] = read_limit(name, limit, getattr(teacher, name))
     return Limits(**values)
 

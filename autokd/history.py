@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 from autokd.constraints import Cost
 from autokd.ledger import Event
+from autokd.probe import Probe
 from autokd.recipe import Recipe, Value
 
-TrialState = Literal["running", "paused", "complete", "stopped", "failed"]
+TrialState = Literal["running", "paused", "complete", "stopped", "failed", "infeasible"]
 
 
 @dataclass
@@ -66,6 +67,7 @@ class History:
     trials: dict[str, Trial] = field(default_factory=dict)
     elapsed: float = 0.0
     epochs: int = 0  # trained so far, over all trials
+    latencies: dict[str, float] = field(default_factory=dict)  # measured milliseconds, by architecture
     winner: str | None = None  # trial chosen by the search, once the finals began
     front: tuple[str, ...] = ()  # others that are retrained, where there are several goals
     final_seeds: tuple[int, ...] = ()
@@ -98,6 +100,12 @@ class History:
     def running(self) -> list[Trial]:
         return [trial for trial in self.trials.values() if trial.state == "running"]
 
+    def to_probe(self, trial: Trial) -> Probe | None:
+        """What is to be measured before this trial is trained; None if nothing is, or its architecture was measured."""
+        wanted = self.head.get("probe")
+        new = trial.role == "search" and trial.epoch == 0 and trial.recipe.student.key not in self.latencies
+        return Probe(**wanted) if wanted and new else None
+
     # ---- one method per event
 
     def _on_search(self, event: Event, _: Trial | None) -> None:
@@ -112,10 +120,11 @@ class History:
                 trial.state = "paused"
 
     def _on_start(self, event: Event, _: Trial | None) -> None:
+        recipe = Recipe.from_dict(event["recipe"])
         self.trials[event["trial"]] = Trial(
             id=event["trial"],
             role=event["role"],
-            recipe=Recipe.from_dict(event["recipe"]),
+            recipe=recipe,
             point=event["point"],
             source=event["source"],
             seed=event["seed"],
@@ -123,6 +132,7 @@ class History:
             flops=event["flops"],
             bytes=event.get("bytes", 0),
             memory=event.get("memory", 0),
+            latency_ms=self.latencies.get(recipe.student.key) if self.latencies else None,
             started=event["elapsed"],
             group=event.get("group"),
             to=event["to"],
@@ -130,6 +140,11 @@ class History:
 
     def _on_resume(self, event: Event, trial: Trial) -> None:
         trial.state, trial.to = "running", event["to"]
+
+    def _on_probe(self, event: Event, trial: Trial) -> None:
+        self.latencies[event["architecture"]] = trial.latency_ms = event["latency_ms"]
+        if not event["feasible"]:
+            trial.state = "infeasible"
 
     def _on_rung(self, event: Event, trial: Trial) -> None:
         self.epochs += max(0, event["epoch"] - trial.epoch)

@@ -3,10 +3,11 @@
 Every line has  n (position), time (seconds since 1970), elapsed (seconds this search has spent, over all sessions) and event.
 The events, and what they carry:
 
-    search    search_id, name, seed, budget, space, goals, prefer, constraints, rungs, lanes, executor, teacher, data, plan, versions
+    search    search_id, name, seed, budget, space, goals, prefer, constraints, probe, rungs, lanes, executor, teacher, data, plan, versions
     session   pid, budget, lanes; a process begins to work on the search (the first, or after a resume)
     start     trial, role, recipe, point, source, seed, to, params, flops, bytes, memory, group
     resume    trial, to
+    probe     trial, architecture, latency_ms, feasible; measured before the first epoch. A trial that is not feasible is not trained
     rung      trial, epoch, value, tiebreak, metrics, seconds, history[{epoch, seconds, recording, loss, terms, metrics}], checkpoint,
               precision, and notes where something was done otherwise than planned
     retry     trial, message; a worker died, the trial goes on from its last rung
@@ -37,6 +38,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {  # what the fold in history.py reads; a
     "session": ("budget",),
     "start": ("trial", "role", "recipe", "point", "source", "seed", "to", "params", "flops"),
     "resume": ("trial", "to"),
+    "probe": ("trial", "architecture", "latency_ms", "feasible"),
     "rung": ("trial", "epoch", "value", "tiebreak", "metrics", "seconds", "history", "checkpoint"),
     "retry": ("trial", "message"),
     "fail": ("trial", "reason", "message"),

@@ -8,6 +8,7 @@ from typing import Any
 
 from autokd import words
 from autokd.history import Trial
+from autokd.probe import Probe
 from autokd.result import Row
 from autokd.sizes import size_words
 
@@ -15,7 +16,9 @@ from autokd.sizes import size_words
 def state_words(trials: Iterable[Trial]) -> str:
     """Trials by state: "41 trials (2 running, 30 paused, 3 failed)"."""
     states = Counter(trial.state for trial in trials)
-    named = ", ".join(f"{states[s]} {s}" for s in ("running", "paused", "complete", "stopped", "failed") if states[s])
+    named = ", ".join(
+        f"{states[s]} {s}" for s in ("running", "paused", "complete", "stopped", "failed", "infeasible") if states[s]
+    )
     total = sum(states.values())
     return f"{total} trial{'' if total == 1 else 's'}" + (f" ({named})" if named else "")
 
@@ -55,6 +58,7 @@ def plan_lines(plan: Mapping[str, Any], head: Mapping[str, Any]) -> list[tuple[s
     lines += [("precision", str(plan["precision"]))] if plan.get("precision") else []
     lines += [("tape", str(plan["tape"]))] if plan.get("tape") else []
     lines += [("constraints", constraints)] if constraints else []
+    lines += [("latency", f"{Probe(**head['probe'])}, measured once per architecture")] if head.get("probe") else []
     lines += [("expected", f"about {expected:.0f} trials")] if expected else []
     lines += [
         (name, f"about {words.duration(plan[key])}" + (" (reference recipe)" if (name, key) in timed else ""))

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "autokd"
 FLOORS = [
     ["__init__"],
     ["errors"],
-    ["recipe", "budget", "arrays", "sizes", "space_yaml"],
+    ["recipe", "budget", "arrays", "sizes", "probe", "space_yaml"],
     ["constraints", "ledger", "orders", "words", "space_fields", "sources"],
     ["history", "gain", "space_names"],
     ["space_file", "goals"],

@@ -32,6 +32,7 @@ FINAL_SHARE = 0.2  # of the budget, for the finals; what they really need is mea
 FINAL_LEAST, FINAL_MOST = 0.03, 0.45
 SAFETY = 1.15  # measured epochs drift
 HOPELESS = 24  # trials that all failed before the search gives up
+INFEASIBLE_SHARE = 0.75  # of all trials, beyond the hopeless ones: more, and the search ends
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,11 @@ class Engine:
             return True
         if sum(trial.state == "failed" for trial in tried) >= HOPELESS and not any(trial.values for trial in tried):
             return False
+        infeasible = sum(trial.state == "infeasible" for trial in tried)
+        if infeasible >= HOPELESS + INFEASIBLE_SHARE * len(tried):
+            return False
         if budget.kind == "trials":
-            return len(tried) < budget.amount
+            return len(tried) - infeasible < budget.amount
         return self._affords(history, elapsed, history.rungs[0])
 
     def _proposal(self, history: History) -> Proposal | None:
@@ -178,6 +182,8 @@ class Engine:
             return BeginFinals(best.id, final_seeds(self.seed), others_on_front(history, best))
         failed = [trial for trial in history.in_role("search") if trial.state == "failed"]
         last = f"; the last: {failed[-1].reason}, {failed[-1].message}" if failed else ""
+        if history.latencies and not failed:
+            last = f"; of {len(history.latencies)} architectures the quickest took {min(history.latencies.values()):.3g} ms"
         return Finish(f"no trial succeeded{last}")
 
     # ---- the finals

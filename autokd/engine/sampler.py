@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autokd.constraints import Cost, Limits
+from autokd.engine.feasibility import Feasibility
 from autokd.engine.rungs import at_rung, for_model
 from autokd.errors import ConstraintError, InputError
 from autokd.history import History, Trial
@@ -55,10 +56,12 @@ class Sampler:
     def __init__(self, space: Space, limits: Limits, cost_of: Callable[[StudentSpec], Cost], seed: int) -> None:
         self.space, self.limits, self.cost_of, self.seed = space, limits, cost_of, seed
         self._exhausted = False
+        self._feasibility = Feasibility.of(History())
         self._recorded: dict[tuple[tuple[str, Value], ...], _Recorder] = {}
 
     def propose(self, history: History) -> Proposal:
         """The next recipe. Raises ConstraintError if none can be found within the limits."""
+        self._feasibility = Feasibility.of(history)
         tried = history.in_role("search")
         seen = {trial.recipe.id for trial in tried}
         number = len(tried)
@@ -154,10 +157,14 @@ class Sampler:
 
     def _accept(self, point: Point, source: str, seen: set[str]) -> Proposal | None:
         cost = self._cost(point)
-        if cost is None or not self.limits.allow(cost):
+        if cost is None or not self._admits(point, cost):
             return None
         recipe = self.space.recipe(point)
         return None if recipe.id in seen else Proposal(recipe, point, source, cost)
+
+    def _admits(self, point: Point, cost: Cost) -> bool:
+        """Whether the student is within the computed limits, and likely within the measured one."""
+        return self.limits.allow(cost) and self._feasibility.admits(self.space.recipe(point).student, cost)
 
     def _cost(self, point: Point) -> Cost | None:
         try:
@@ -168,11 +175,12 @@ class Sampler:
     def _with_largest_student(self, point: Point, named: set[str]) -> Point | None:
         """The point itself, or with the largest known student within the limits that leaves the `named` fields in place."""
         cost = self._cost(point)
-        if cost is not None and self.limits.allow(cost):
+        if cost is not None and self._admits(point, cost):
             return point
         candidates = [self._with_student(point, student) for student in self._allowed]
         kept = [other for other in candidates if all(other.get(name) == point[name] for name in named & set(point))]
-        return max(kept, key=self._params, default=None)
+        costs = [(other, self._cost(other)) for other in kept]
+        return max((p for p, c in costs if c is not None and self._admits(p, c)), key=self._params, default=None)
 
     def _with_student(self, point: Point, student: Point) -> Point:
         rest = {name: value for name, value in point.items() if not name.startswith("student.")}

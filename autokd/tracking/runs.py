@@ -114,6 +114,9 @@ class Runs:
         told = trial.recipe.flat() | {"seed": trial.seed} | {name: n for name, n in asdict(trial.cost).items() if n}
         self._of(trial.id).params.update({_name(name): str(value)[:500] for name, value in told.items()})
 
+    def _on_probe(self, event: Event, trial: Trial, now: int) -> None:
+        self._of(trial.id).metrics.append(("latency_ms", float(event["latency_ms"]), now, 0))
+
     def _on_rung(self, event: Event, trial: Trial, now: int) -> None:
         news, last = self._of(trial.id), event["epoch"]
         stride = math.ceil(max(self.history.rungs, default=1) / POINTS)
