@@ -46,6 +46,7 @@ from autokd.space import Space
 from autokd.students import name_of
 from autokd.taping import TapePlace, cohort_size, tape_place, tape_plan
 from autokd.teacher import Teacher, evaluate
+from autokd.warm_start import earlier_searches, task_of
 
 DISTILL_EPOCHS = 60
 
@@ -60,6 +61,7 @@ def search(
     constraints: Mapping[str, object] | None = None,
     goals: Sequence[str] | None = None,
     prefer: str | None = None,
+    warm_start: str | Path | Sequence[str | Path] | None = None,
     epochs: int | None = None,
     seed: int = 0,
     run_dir: str | Path | None = None,
@@ -85,6 +87,7 @@ def search(
                   tenth of the teacher's parameters
     goals         ["accuracy", "params"]: a front instead of one student; costs are params, flops, bytes, memory, latency_ms
     prefer        whom of the front to take: "accuracy", "knee", "params<=20k"; without it result.best asks for one
+    warm_start    earlier searches as a prior: run folders, ledgers, "mlflow:<experiment>"
     epochs        of a full training; by default what the budget affords, at most what the space says
     seed          of everything random; the finals use other seeds
     run_dir       a new folder for everything; by default runs/<name>-<time>
@@ -115,6 +118,8 @@ def search(
     engine = Engine(chosen, limits, CostOf(teacher.data), teacher.cost, lanes or 1, seed, taped=where is not None)
     engine.sampler.check_satisfiable()
     uri, shown_uri = _checked_uri(tracking_uri) if tracking else (None, None)
+    if warm_start is not None:
+        wanted["warm_start"] = earlier_searches(warm_start, chosen, task_of(teacher, chosen), uri or tracking_uri)
     _introduce(teacher, verbose)
 
     with ExitStack() as stack:

@@ -104,6 +104,9 @@ def _search_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--goals", help="Several goals, a front of students: e.g. accuracy,params or accuracy,latency_ms."
         ),
         click.option("--prefer", help="Whom of the front to take: accuracy, knee, 'params<=20k'."),
+        click.option(
+            "--warm-start", multiple=True, help="An earlier search: run folder, ledger, mlflow:EXPERIMENT. Repeatable."
+        ),
         click.option("--epochs", type=int, help="Epochs of a full training. Default: what the budget affords."),
         click.option("--seed", type=int, default=0, show_default=True),
         click.option("--run-dir", type=click.Path(), help="New folder for everything. Default: runs/NAME-TIME."),
@@ -149,6 +152,7 @@ def search(
     objectives: str | None,
     students: str | None,
     goals: str | None,
+    warm_start: tuple[str, ...],
     constraints: tuple[str, ...],
     quiet: bool,
     as_json: bool,
@@ -163,7 +167,7 @@ def search(
 
     verbose = not (quiet or as_json)
     rest |= {"objectives": names_of("objectives", objectives), "students": names_of("students", students)}
-    rest["goals"] = names_of("goals", goals)
+    rest |= {"goals": names_of("goals", goals), "warm_start": list(warm_start) or None}
     rest["tape"] = tape_of(rest["tape"])
     limits = constraints_of(constraints)
     check_before_teacher(budget, limits, **rest)

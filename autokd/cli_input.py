@@ -26,6 +26,7 @@ def check_before_teacher(
     students: list[str] | None,
     goals: list[str] | None,
     prefer: str | None,
+    warm_start: list[str] | None,
     space: str | None,
     run_dir: str | None,
     tracking: bool,
@@ -42,6 +43,7 @@ def check_before_teacher(
     from autokd.probe import parse_probe
     from autokd.run_folder import RunFolder
     from autokd.taping import tape_place
+    from autokd.warm_start import check_sources
 
     Budget.parse(budget)
     check_settings(**settings)
@@ -50,6 +52,7 @@ def check_before_teacher(
     parse_probe(limits, parse_goals(goals, METRIC))
     check_preference(prefer, METRIC)
     tape_place(tape, tape_limit)
+    check_sources(warm_start or ())
     if run_dir is not None:
         RunFolder.check_new(run_dir)
     if tracking:

@@ -8,7 +8,8 @@ AutokdError
 │   ├── DataError            arrays, labels or splits cannot be used
 │   ├── TeacherError         the teacher does not fit its data, or knows no more than chance
 │   ├── ConstraintError      no student can satisfy the constraints
-│   └── GoalError            goals or a preference among them cannot be read, or nobody satisfies them
+│   ├── GoalError            goals or a preference among them cannot be read, or nobody satisfies them
+│   └── WarmStartError       an earlier search is absent, is none, or has no trial that fits
 ├── RunFolderError           the run folder is missing, unwritable, not empty, or of another search
 │   └── LedgerError          the ledger cannot be used at all (torn last lines are repaired, not raised)
 ├── CheckpointError          a checkpoint is torn or fails its checksum; the trial starts again
@@ -61,6 +62,10 @@ class ConstraintError(InputError):
 
 class GoalError(InputError):
     """Goals or a preference among them cannot be read, or nobody satisfies them."""
+
+
+class WarmStartError(InputError):
+    """An earlier search is absent, is none, or has no trial that fits the space."""
 
 
 class RunFolderError(AutokdError):

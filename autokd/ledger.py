@@ -3,7 +3,7 @@
 Every line has  n (position), time (seconds since 1970), elapsed (seconds this search has spent, over all sessions) and event.
 The events, and what they carry:
 
-    search    search_id, name, seed, budget, space, goals, prefer, constraints, probe, rungs, lanes, executor, teacher, data, plan, versions
+    search    search_id, name, seed, budget, space, goals, prefer, constraints, probe, warm_start, rungs, lanes, executor, teacher, data, plan, versions
     session   pid, budget, lanes; a process begins to work on the search (the first, or after a resume)
     start     trial, role, recipe, point, source, seed, to, params, flops, bytes, memory, group
     resume    trial, to

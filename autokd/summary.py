@@ -59,6 +59,10 @@ def plan_lines(plan: Mapping[str, Any], head: Mapping[str, Any]) -> list[tuple[s
     lines += [("tape", str(plan["tape"]))] if plan.get("tape") else []
     lines += [("constraints", constraints)] if constraints else []
     lines += [("latency", f"{Probe(**head['probe'])}, measured once per architecture")] if head.get("probe") else []
+    earlier = (head.get("warm_start") or {}).get("sources") or ()
+    lines += [
+        ("warm start", f"{each['trials']} trials of {each['name']}, weight {each['weight']:.2f}") for each in earlier
+    ]
     lines += [("expected", f"about {expected:.0f} trials")] if expected else []
     lines += [
         (name, f"about {words.duration(plan[key])}" + (" (reference recipe)" if (name, key) in timed else ""))

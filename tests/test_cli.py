@@ -21,7 +21,7 @@ from autokd.cli import cli, main
 
 OPTIONS = {  # growing this is a decision, not an accident
     "autokd": "--version",
-    "search": "--teacher --data --root --budget --space --objectives --students --constraint --goals --prefer --epochs --seed --run-dir --name "
+    "search": "--teacher --data --root --budget --space --objectives --students --constraint --goals --prefer --warm-start --epochs --seed --run-dir --name "
     "--executor --lanes --device --tracking --tracking-uri --ray-address --tape --tape-limit --json --quiet",
     "resume": "RUN_DIR --budget --teacher --data --root --executor --lanes --tracking-uri --ray-address --json --quiet",
     "distill": "--teacher --data --root --recipe --epochs --seed --out --json --quiet",

@@ -31,7 +31,7 @@ FLOORS = [
     ["core"],
     ["tracking", "progress", "export", "report", "plan", "orchestrate", "arguments"],
     ["teacher"],
-    ["delivery", "taping", "scope"],
+    ["delivery", "taping", "scope", "warm_start"],
     ["outcome"],
     ["session"],
     ["api", "doctor", "cli_input", "cli_tape"],

@@ -18,6 +18,7 @@ import numpy as np
 
 from autokd.constraints import Cost, Limits
 from autokd.engine.feasibility import Feasibility
+from autokd.engine.prior import BEST, SOURCE, Prior
 from autokd.engine.rungs import at_rung, for_model
 from autokd.errors import ConstraintError, InputError
 from autokd.history import History, Trial
@@ -64,8 +65,10 @@ class Sampler:
         self._feasibility = Feasibility.of(history)
         tried = history.in_role("search")
         seen = {trial.recipe.id for trial in tried}
-        number = len(tried)
-        published = self._published(number, seen)
+        number, prior = len(tried), Prior.of(history)
+        begun = sum(trial.source.startswith(SOURCE) for trial in tried)
+        earlier = self._earlier(prior, seen) if number and begun < BEST else None  # the default KD recipe goes first
+        published = earlier or self._published(number - begun, seen)
         if published is not None:
             return published
         rng = random.Random(f"{self.seed}/{number}")
@@ -74,7 +77,7 @@ class Sampler:
             found = self._from_model(history, rung, number, seen)
             if found is not None:
                 return found
-        quasi = number < len(self.space.published) + QUASI_RANDOM
+        quasi = number - begun < len(self.space.published) + QUASI_RANDOM
         return self._drawn(rng, seen, "quasi-random" if quasi else "prior", number)
 
     def check_satisfiable(self) -> None:
@@ -100,6 +103,16 @@ class Sampler:
             named = dict(entry.values)
             point = self._with_largest_student(self.space.complete(named), set(named))
             found = None if point is None else self._accept(point, f"published: {entry.name}", seen)
+            if found is not None:
+                return found
+        return None
+
+    def _earlier(self, prior: Prior, seen: set[str]) -> Proposal | None:
+        """The first of the best earlier recipes that was not tried, its student fitted to the limits."""
+        for each in prior.best:
+            losses = {name for name in each.point if not name.startswith("student.")}
+            point = self._with_largest_student(each.point, losses)
+            found = None if point is None else self._accept(point, SOURCE + each.name, seen)
             if found is not None:
                 return found
         return None
@@ -226,20 +239,22 @@ class Sampler:
         ranked = _best_and_newest(for_model(history, rung, key=str(seed)))
         failed = [t for t in history.in_role("search") if t.state == "failed"][-MODEL_MOST // 2 :]
         for place, trial in enumerate(ranked):
-            study.add_trial(self._as_optuna(trial, 1 - place / (len(ranked) + bool(failed))))
+            study.add_trial(self._as_optuna(trial.point, 1 - place / (len(ranked) + bool(failed))))
         for trial in failed:
-            study.add_trial(self._as_optuna(trial, 0.0))
+            study.add_trial(self._as_optuna(trial.point, 0.0))
+        for point, value in Prior.of(history).told(history, own=len(ranked)):
+            study.add_trial(self._as_optuna(point, value))
         for trial in history.running:
             if trial.role == "search" and rung not in trial.values:
-                study.add_trial(self._as_optuna(trial, None))
+                study.add_trial(self._as_optuna(trial.point, None))
         return study
 
-    def _as_optuna(self, trial: Trial, value: float | None) -> optuna.trial.FrozenTrial:
+    def _as_optuna(self, point: Point, value: float | None) -> optuna.trial.FrozenTrial:
         import optuna
 
-        key = tuple(trial.point.items())
+        key = tuple(point.items())
         if key not in self._recorded:
-            recorder = _Recorder(trial.point)
+            recorder = _Recorder(point)
             self.space.suggest(recorder)
             self._recorded[key] = recorder
         known = self._recorded[key]

@@ -305,6 +305,11 @@ def _mlflow() -> Any:
     return mlflow
 
 
+def client_of(uri: str) -> Any:
+    """MLflow's client of a server or store."""
+    return _mlflow().MlflowClient(uri)
+
+
 @contextmanager
 def reaching() -> Iterator[None]:
     """Errors of MLflow, of its database, of the network and of the disk become one: Unreachable."""

@@ -31,7 +31,7 @@ SEARCH = ""  # the key of the search's own run; trials go by their id
 POINTS = 100  # about so many points of each metric of a trial: a page of curves slows down with more
 STATUS = {"running": "RUNNING", "interrupted": "KILLED", "failed": "FAILED"}  # by state; all else has FINISHED
 
-_NOT_PARAMS = {"n", "time", "elapsed", "event", "search_id", "name", "plan", "space"}
+_NOT_PARAMS = {"n", "time", "elapsed", "event", "search_id", "name", "plan", "space", "warm_start"}
 
 
 @dataclass
@@ -107,6 +107,8 @@ class Runs:
     def _on_search(self, event: Event, _: Trial | None, now: int) -> None:
         told = {name: value for name, value in event.items() if name not in _NOT_PARAMS}
         space = event.get("space")
+        earlier = (event.get("warm_start") or {}).get("sources") or ()
+        told["warm_start"] = ", ".join(str(each.get("name")) for each in earlier) or None
         told["space"] = space.get("name") if isinstance(space, dict) else space
         self._of(SEARCH).params.update(list(_flat("", told))[:100])
 

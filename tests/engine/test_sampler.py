@@ -95,7 +95,7 @@ def test_the_model_sees_one_rung_with_failures_worst(tmp_path: Path) -> None:
         here = at_rung(found, rung)
         here[0].state = "running"  # sent on: it keeps its rank and is not imputed
         *known, imputed = its_sampler._study(found, rung, seed=0).trials
-        expected = [its_sampler._as_optuna(each, None).params for each in (*here, *failed, new)]
+        expected = [its_sampler._as_optuna(each.point, None).params for each in (*here, *failed, new)]
         assert [each.params for each in (*known, imputed)] == expected
         values = [each.value for each in known]
         assert values == sorted(values, reverse=True) and min(values[: len(here)]) > 0
@@ -115,7 +115,7 @@ def test_the_model_is_fitted_to_the_highest_rung_with_enough_trials(tmp_path: Pa
 def test_points_that_are_replayed_to_the_model_keep_their_conditions(tmp_path: Path) -> None:
     found, its_sampler = searched(tmp_path, trials=30)
     for each in found.in_role("search"):
-        frozen = its_sampler._as_optuna(each, 0.5)
+        frozen = its_sampler._as_optuna(each.point, 0.5)
         active = {entry.name for entry in SPACE.active(each.point) if entry.searched}
         assert set(frozen.params) == active and all(frozen.params[name] == each.point[name] for name in active)
 
