@@ -1,7 +1,7 @@
 """What earlier searches say: their best recipes are tried early, and their ranks are told to the model, the less the more is known here.
 
-The best earlier recipes follow the default KD recipe. How they do at the first rung, among all that came there, is the trust in the rest: at the
-median or below it is none, so that a misleading prior costs a few short trials and nothing else. Observations told to the model
+The two best earlier recipes follow the default KD recipe, and three more if one of them beats it at the first rung. How they do there, among all
+that came to it, is the trust in the rest: at the median or below it is none, so that a misleading prior costs two short trials. Observations told to the model
 fade as own ones come in.
 """
 
@@ -21,7 +21,7 @@ from autokd.space_names import split
 
 SOURCE = "warm start: "  # how the sources of such trials begin
 BEST = 5  # earlier recipes that are tried
-FEWEST = 3  # of them at the first rung, before there is any trust
+FEWEST = 2  # of them at the first rung, before there is any trust
 TOLD = 30  # earlier observations the model is told when it knows nothing else
 HALF = 10  # own observations that halve their number
 LEAST_KEPT = 0.5  # share of a recipe's searched values that the present space must take
@@ -51,9 +51,23 @@ class Prior:
         kept = (history.head.get("warm_start") or {}).get("observations") or ()
         return cls(tuple(Observation(**each) for each in kept))
 
-    @property
-    def best(self) -> tuple[Observation, ...]:
+    def more(self, history: History) -> tuple[Observation, ...]:
+        """Earlier recipes to try now: the first two after the first trial, the others once one of those has beaten it."""
+        tried = history.in_role("search")
+        begun = sum(trial.source.startswith(SOURCE) for trial in tried)
+        if not tried or begun >= BEST or (begun >= FEWEST and not self._promising(history)):
+            return ()
         return self.observations[:BEST]
+
+    def _promising(self, history: History) -> bool:
+        """Whether an earlier recipe stands before the search's first trial at the first rung."""
+        first = history.in_role("search")[0]
+        for trial in at_rung(history, history.rungs[0]):
+            if trial is first:
+                return False
+            if trial.source.startswith(SOURCE):
+                return first.state == "failed" or history.rungs[0] in first.values
+        return False
 
     def trust(self, history: History) -> float:
         """0 to 1: how far above the median the earlier recipes stand at the first rung."""

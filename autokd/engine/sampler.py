@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -18,7 +18,7 @@ import numpy as np
 
 from autokd.constraints import Cost, Limits
 from autokd.engine.feasibility import Feasibility
-from autokd.engine.prior import BEST, SOURCE, Prior
+from autokd.engine.prior import SOURCE, Observation, Prior
 from autokd.engine.rungs import at_rung, for_model
 from autokd.errors import ConstraintError, InputError
 from autokd.history import History, Trial
@@ -67,8 +67,7 @@ class Sampler:
         seen = {trial.recipe.id for trial in tried}
         number, prior = len(tried), Prior.of(history)
         begun = sum(trial.source.startswith(SOURCE) for trial in tried)
-        earlier = self._earlier(prior, seen) if number and begun < BEST else None  # the default KD recipe goes first
-        published = earlier or self._published(number - begun, seen)
+        published = self._earlier(prior.more(history), seen) or self._published(number - begun, seen)
         if published is not None:
             return published
         rng = random.Random(f"{self.seed}/{number}")
@@ -107,9 +106,9 @@ class Sampler:
                 return found
         return None
 
-    def _earlier(self, prior: Prior, seen: set[str]) -> Proposal | None:
+    def _earlier(self, best: Iterable[Observation], seen: set[str]) -> Proposal | None:
         """The first of the best earlier recipes that was not tried, its student fitted to the limits."""
-        for each in prior.best:
+        for each in best:
             losses = {name for name in each.point if not name.startswith("student.")}
             point = self._with_largest_student(each.point, losses)
             found = None if point is None else self._accept(point, SOURCE + each.name, seen)
