@@ -31,6 +31,7 @@ from autokd.space import Space
 FINAL_SHARE = 0.2  # of the budget, for the finals; what they really need is measured
 FINAL_LEAST, FINAL_MOST = 0.03, 0.45
 SAFETY = 1.15  # measured epochs drift
+OVERTAKEN = 2  # seeds for whose finals budget is kept although the leader was retrained
 HOPELESS = 24  # trials that all failed before the search gives up
 INFEASIBLE_SHARE = 0.75  # of all trials, beyond the hopeless ones: more, and the search ends
 
@@ -103,9 +104,15 @@ class Engine:
         return budget.amount - self.reserve(history) if budget.kind == "seconds" and history.winner is None else None
 
     def reserve(self, history: History) -> float:
-        """What is kept back for the finals of the present leader, in the budget's unit."""
+        """What is kept back for the finals of the present leader, in the budget's unit.
+
+        Of a leader that was retrained in an earlier session, two seeds' worth: one of whoever overtakes it, who may cost more.
+        """
         budget, best = Budget.from_dict(history.budget), leader(history)
         seeds = final_seeds(self.seed)
+        if best is not None:
+            done = sum(trial.state == "complete" for trial in history.finals(ROLES[0], of=best.id))
+            seeds = seeds[: max(OVERTAKEN, len(seeds) - done)]
         if budget.kind == "trials":
             return 0.0
         needed, least = FINAL_SHARE * budget.amount, 0.0
