@@ -60,8 +60,7 @@ def costs_of(trial: Trial) -> dict[str, float]:
 
 def aims(trial: Trial, rung: int, costs: Sequence[str]) -> tuple[float, ...]:
     """Where a trial stands at a rung: value, then each cost's negative; more is better in all of them."""
-    known = costs_of(trial)
-    return (trial.values[rung][0], *(-known.get(name, math.inf) for name in costs))
+    return (trial.values[rung][0], *(-(getattr(trial, name) or math.inf) for name in costs))
 
 
 def front(points: Sequence[tuple[float, ...]]) -> list[int]:

@@ -7,7 +7,8 @@ own recipe is not trained again.
 
 from __future__ import annotations
 
-from autokd.engine.rungs import best_first
+from autokd.engine.pareto import in_order
+from autokd.engine.rungs import at_rung
 from autokd.gain import control_recipe
 from autokd.goals import aims, front, goals_of
 from autokd.history import History, Trial
@@ -42,9 +43,10 @@ def others_on_front(history: History, winner: Trial) -> tuple[str, ...]:
     rung, costs = winner.epoch, goals_of(history)
     if not costs or rung not in history.rungs:
         return ()
-    reached = best_first(history, rung)
-    members = {reached[index].id for index in front([aims(trial, rung, costs) for trial in reached])}
-    return tuple(t.id for t in reached if t.id in members and t.recipe != winner.recipe)[:OTHERS]
+    reached = at_rung(history, rung)
+    members = [reached[index] for index in front([aims(trial, rung, costs) for trial in reached])]
+    spread = in_order(members, rung, costs, most=OTHERS + 1)
+    return tuple(trial.id for trial in spread if trial.recipe != winner.recipe)[:OTHERS]
 
 
 def next_member(history: History) -> tuple[Trial, int] | None:

@@ -56,6 +56,10 @@ class Feasibility:
         spread = math.sqrt(float(left @ left) / max(1, len(known) - 2))
         return cls(probe, history.latencies, weights, means, max(spread, LEAST_SPREAD))
 
+    @property
+    def limited(self) -> bool:
+        return self.probe is not None and self.probe.most is not None
+
     def probability(self, spec: StudentSpec, cost: Cost) -> float:
         """That this architecture keeps to the limit; 0 or 1 where it was measured."""
         if self.probe is None or self.probe.most is None:

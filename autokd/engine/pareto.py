@@ -43,12 +43,20 @@ def fronts(points: Sequence[Aims]) -> list[list[int]]:
     return found
 
 
-def in_order(trials: Sequence[Trial], rung: int, costs: Sequence[str]) -> list[Trial]:
-    """Trials of one rung in Pareto order: front by front, each spread out. Ties go to the trial that began first."""
+def in_order(trials: Sequence[Trial], rung: int, costs: Sequence[str], most: int) -> list[Trial]:
+    """The first `most` trials of one rung in Pareto order: front by front. Ties go to the trial that began first.
+
+    The first front is spread out, and so is the one of which only a part is taken; of those between all are taken, in any order.
+    """
     by_age = sorted(trials, key=lambda trial: (trial.started, trial.id))
     points = [aims(trial, rung, costs) for trial in by_age]
-    places = _ranks(points)
-    return [by_age[index] for each in fronts(points) for index in _spread(each, places)]
+    places, chosen = _ranks(points), list[int]()
+    for each in fronts(points):
+        left = most - len(chosen)
+        if left <= 0:
+            break
+        chosen += each if chosen and len(each) <= left else _spread(each, places, left)
+    return [by_age[index] for index in chosen]
 
 
 def preferred(history: History, trials: Sequence[Trial], rung: int) -> Trial:
@@ -126,12 +134,12 @@ def _ranks(points: Sequence[Aims]) -> np.ndarray:
     return np.column_stack([(rankdata(column) - 1) / max(1, len(points) - 1) for column in arrays.T])
 
 
-def _spread(members: Sequence[int], places: np.ndarray) -> list[int]:
-    """The members from the best by the first goal on, each next one farthest from all before it."""
+def _spread(members: Sequence[int], places: np.ndarray, most: int) -> list[int]:
+    """At most so many members, from the best by the first goal on, each next one farthest from all before it."""
     left = sorted(members, key=lambda index: (-places[index][0], index))
     spread, gaps = [left[0]], np.linalg.norm(places[left] - places[left[0]], axis=1)
     gaps[0] = -1.0
-    for _ in range(len(left) - 1):
+    for _ in range(min(most, len(left)) - 1):
         chosen = int(gaps.argmax())
         spread.append(left[chosen])
         gaps = np.minimum(gaps, np.linalg.norm(places[left] - places[left[chosen]], axis=1))

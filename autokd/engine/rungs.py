@@ -41,10 +41,10 @@ def at_rung(history: History, rung: int) -> list[Trial]:
     return sorted(reached, key=lambda trial: standing(trial, rung), reverse=True)
 
 
-def best_first(history: History, rung: int) -> list[Trial]:
-    """As `at_rung`; with several goals in Pareto order."""
+def best_first(history: History, rung: int, most: int) -> list[Trial]:
+    """The first `most` of `at_rung`; with several goals in Pareto order."""
     reached, costs = at_rung(history, rung), goals_of(history)
-    return in_order(reached, rung, costs) if costs else reached
+    return in_order(reached, rung, costs, most) if costs else reached[:most]
 
 
 def for_model(history: History, rung: int, key: str) -> list[Trial]:
@@ -59,9 +59,8 @@ def promotable(history: History, eta: int = ETA) -> Trial | None:
     Failed trials count among those that came to the rung at which, or above which, they failed; they are not promoted.
     """
     for rung in reversed(history.rungs[:-1]):
-        reached = best_first(history, rung)
-        failed = sum(t.state == "failed" and (rung in t.values or t.to == rung) for t in history.in_role("search"))
-        for trial in reached[: (len(reached) + failed) // eta]:
+        entered = sum(rung in t.values or (t.state == "failed" and t.to == rung) for t in history.in_role("search"))
+        for trial in best_first(history, rung, entered // eta):
             if trial.state == "paused" and trial.epoch == rung:
                 return trial
     return None

@@ -176,6 +176,8 @@ class Sampler:
 
     def _admits(self, point: Point, cost: Cost) -> bool:
         """Whether the student is within the computed limits, and likely within the measured one."""
+        if not self._feasibility.limited:
+            return self.limits.allow(cost)
         return self.limits.allow(cost) and self._feasibility.admits(self.space.recipe(point).student, cost)
 
     def _cost(self, point: Point) -> Cost | None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from worlds import RUNGS, SPACE, Run, World, budget, cost_of, failing, quality
 
 from autokd.engine.pareto import fronts, in_order, scalarised
-from autokd.engine.rungs import ETA, at_rung, best_first, leader
+from autokd.engine.rungs import ETA, at_rung, leader
 from autokd.goals import aims, front
 from autokd.history import History, Trial
 from autokd.orders import Order
@@ -53,9 +53,10 @@ def test_fronts_are_as_defined(points: list[tuple[float, ...]]) -> None:
 def test_a_rung_is_ordered_front_by_front_and_spread_out() -> None:
     on_front = [trial("best", 0.9, 1000), trial("near", 0.89, 990), trial("middle", 0.7, 400), trial("small", 0.5, 10)]
     behind = [trial("worse", 0.6, 500), trial("worst", 0.4, 900)]
-    ordered = [each.id for each in in_order([*behind, *on_front], 2, ["params"])]
+    ordered = [each.id for each in in_order([*behind, *on_front], 2, ["params"], most=6)]
     assert ordered[:2] == ["best", "small"] and ordered[2] in ("near", "middle")
     assert ordered[4:] == ["worse", "worst"]
+    assert [each.id for each in in_order([*behind, *on_front], 2, ["params"], most=3)] == ordered[:3]
 
 
 def test_weighings_differ_by_key_and_reach_both_ends() -> None:
@@ -76,6 +77,16 @@ def test_a_dominated_trial_never_stands_before_its_better_in_any_weighing() -> N
 # ---- searches
 
 
+def _by_front(there: list[Trial], rung: int) -> list[set[str]]:
+    """Trials of a rung front by front, by the definition."""
+    at = {each.id: aims(each, rung, ["params"]) for each in there}
+    left, found = set(at), []
+    while left:
+        found.append({name for name in left if not any(dominates(at[other], at[name]) for other in left)})
+        left -= found[-1]
+    return found
+
+
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_only_the_first_third_in_pareto_order_is_promoted(tmp_path: Path, lanes: int) -> None:
     run = searched(tmp_path, budget("trials", 40), lanes=lanes, world={"fail": failing(0.2)})
@@ -84,12 +95,19 @@ def test_only_the_first_third_in_pareto_order_is_promoted(tmp_path: Path, lanes:
         if event["event"] == "resume" and event["trial"] in history.trials:
             of = history.trials[event["trial"]]
             if of.role == "search" and of.epoch in RUNGS and event["to"] != of.to:
-                ordered = [each.id for each in best_first(history, of.epoch)]
+                there = at_rung(history, of.epoch)
                 failed = sum(
                     t.state == "failed" and (of.epoch in t.values or t.to == of.epoch)
                     for t in history.in_role("search")
                 )
-                assert ordered.index(of.id) < (len(ordered) + failed) // ETA
+                ranks = {
+                    each.id: number
+                    for number, ids in enumerate(_by_front(there, of.epoch))
+                    for each in there
+                    if each.id in ids
+                }
+                better = sum(rank < ranks[of.id] for rank in (ranks[each.id] for each in there))
+                assert better < (len(there) + failed) // ETA
         history.add(event)
     top = at_rung(history, RUNGS[-1])
     assert len(front([aims(each, RUNGS[-1], ["params"]) for each in top])) >= 3
