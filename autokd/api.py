@@ -6,7 +6,6 @@ delivery -> report.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,14 +21,16 @@ from autokd.core.core import TrainingCore
 from autokd.core.device import default_device
 from autokd.core.materials import Materials, calibrate
 from autokd.core.run import load_student
-from autokd.delivery import ABOUT
+from autokd.delivery import read_recipe
 from autokd.engine.ablation import When
 from autokd.engine.engine import Engine
-from autokd.errors import BudgetError, InputError, RecipeError, RunFolderError
+from autokd.errors import BudgetError, InputError, RunFolderError
+from autokd.goals import check_preference, parse_goals
 from autokd.ledger import Ledger
 from autokd.new_search import Asked, begin
 from autokd.orders import Order
 from autokd.outcome import Distilled, SearchResult, saved_teacher
+from autokd.probe import parse_probe
 from autokd.recipe import Recipe
 from autokd.result import Result
 from autokd.run_folder import RunFolder
@@ -39,6 +40,7 @@ from autokd.space import Space
 from autokd.students import name_of
 from autokd.taping import tape_place, tape_plan
 from autokd.teacher import Teacher, evaluate
+from autokd.warm_start import earlier_searches, task_of
 
 DISTILL_EPOCHS = 60
 
@@ -51,6 +53,9 @@ def search(
     objectives: Sequence[str] | None = None,
     students: Sequence[object] | None = None,
     constraints: Mapping[str, object] | None = None,
+    goals: Sequence[str] | None = None,
+    prefer: str | None = None,
+    warm_start: str | Path | Sequence[str | Path] | None = None,
     epochs: int | None = None,
     seed: int = 0,
     run_dir: str | Path | None = None,
@@ -73,7 +78,11 @@ def search(
                   height and width, else "classification"
     objectives    only these distillation losses, of those in the space
     students      only these families; your own as "module:attribute", a family object, or an nn.Module class
-    constraints   {"params": 50_000 | "50k" | "teacher/10", "flops": …}; by default a tenth of the teacher's parameters
+    constraints   {"params": 50_000 | "50k" | "teacher/10", "flops": …, "bytes": "64 kB", "memory": …, "latency_ms": 5}; by default a
+                  tenth of the teacher's parameters
+    goals         ["accuracy", "params"]: a front instead of one student; costs are params, flops, bytes, memory, latency_ms
+    prefer        whom of the front to take: "accuracy", "knee", "params<=20k"; without it result.best asks for one
+    warm_start    earlier searches as a prior: run folders, ledgers, "mlflow:<experiment>"
     epochs        of a full training; by default what the budget affords, at most what the space says
     seed          of everything random; the finals use other seeds
     run_dir       a new folder for everything; by default runs/<name>-<time>
@@ -97,13 +106,33 @@ def search(
         RunFolder.check_new(run_dir)
     chosen = space_for(teacher, space, objectives, students)
     limits = parse_limits(constraints, teacher.cost)
+    aims = parse_goals(goals, teacher.task.metric)
+    probe = parse_probe(constraints, aims)
+    wanted: dict[str, Any] = {"goals": aims, "prefer": check_preference(prefer, teacher.task.metric)}
+    wanted["probe"] = None if probe is None else probe.to_dict()
     where = tape_place(tape, tape_limit)
     engine = Engine(chosen, limits, CostOf(teacher.data), teacher.cost, lanes or 1, seed, where is not None, ablation)
     engine.sampler.check_satisfiable()
     uri, shown = _checked_uri(tracking_uri) if tracking else (None, None)
+    if warm_start is not None:
+        wanted["warm_start"] = earlier_searches(warm_start, chosen, task_of(teacher, chosen), uri or tracking_uri)
     on = device or default_device()
     asked = Asked(
-        teacher, budget, engine, where, on, epochs, run_dir, name, executor, lanes, ray_address, uri, shown, verbose
+        teacher,
+        budget,
+        engine,
+        wanted,
+        where,
+        on,
+        epochs,
+        run_dir,
+        name,
+        executor,
+        lanes,
+        ray_address,
+        uri,
+        shown,
+        verbose,
     )
     _introduce(teacher, verbose)
     with ExitStack() as stack:
@@ -270,23 +299,6 @@ def _deliver_what_is_left(folder: RunFolder, settings: Settings, uri: str | None
 
 
 # ---- arguments of distill
-
-
-def read_recipe(source: Recipe | Mapping[str, Any] | str | Path) -> tuple[Recipe, int | None]:
-    """The recipe, and the epochs of the winner it was, if it lies beside one."""
-    if isinstance(source, Recipe):
-        return source, None
-    if isinstance(source, Mapping):
-        return Recipe.from_dict(dict(source)), None
-    path = Path(source)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not text"
-        raise RecipeError(f"recipe file {path} cannot be read: {reason}; give a recipe.json") from None
-    beside = path.with_name(ABOUT)
-    known = int(json.loads(beside.read_text())["epochs"]) if beside.exists() else None
-    return Recipe.from_json(text), known
 
 
 @contextmanager

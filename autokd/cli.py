@@ -95,7 +95,17 @@ def _search_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--objectives", help="Only these distillation losses, e.g. kd,dkd."),
         click.option("--students", help="Only these families, e.g. resnet,mobilenet, or your own module:attribute."),
         click.option(
-            "--constraint", "constraints", multiple=True, help="params=50k, params=teacher/20, flops=2M. Repeatable."
+            "--constraint",
+            "constraints",
+            multiple=True,
+            help="params=50k, params=teacher/20, flops=2M, bytes=64kB, latency_ms=5. Repeatable.",
+        ),
+        click.option(
+            "--goals", help="Several goals, a front of students: e.g. accuracy,params or accuracy,latency_ms."
+        ),
+        click.option("--prefer", help="Whom of the front to take: accuracy, knee, 'params<=20k'."),
+        click.option(
+            "--warm-start", multiple=True, help="An earlier search: run folder, ledger, mlflow:EXPERIMENT. Repeatable."
         ),
         click.option("--epochs", type=int, help="Epochs of a full training. Default: what the budget affords."),
         click.option("--seed", type=int, default=0, show_default=True),
@@ -148,6 +158,8 @@ def search(
     budget: str,
     objectives: str | None,
     students: str | None,
+    goals: str | None,
+    warm_start: tuple[str, ...],
     constraints: tuple[str, ...],
     quiet: bool,
     as_json: bool,
@@ -162,6 +174,7 @@ def search(
 
     verbose = not (quiet or as_json)
     rest |= {"objectives": names_of("objectives", objectives), "students": names_of("students", students)}
+    rest |= {"goals": names_of("goals", goals), "warm_start": list(warm_start) or None}
     rest |= {"tape": tape_of(rest["tape"]), "ablation": ablation_of(rest["ablation"])}
     limits = constraints_of(constraints)
     check_before_teacher(budget, limits, **rest)
@@ -221,10 +234,11 @@ def distill(
     """Train one recipe, for example a past winner's, without searching."""
     from autokd import api
     from autokd.arguments import check_settings, vocabulary
+    from autokd.delivery import read_recipe
 
     verbose = not (quiet or as_json)
     check_settings(epochs=epochs, seed=seed)
-    api.read_recipe(recipe)[0].check(vocabulary())  # before a teacher is trained
+    read_recipe(recipe)[0].check(vocabulary())  # before a teacher is trained
     done = api.distill(
         teacher_of(teacher, data, root, verbose), recipe, epochs=epochs, seed=seed, folder=out, verbose=verbose
     )
@@ -288,11 +302,14 @@ def report(run_dir: str, out: str | None) -> int:
 @click.argument("run_dir", type=click.Path())
 @click.argument("path", type=click.Path())
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
-def export(run_dir: str, path: str, overwrite: bool) -> int:
+@click.option(
+    "--prefer", help="Whom of a front to take: accuracy, knee, 'params<=20k'. Default: as the search was told."
+)
+def export(run_dir: str, path: str, overwrite: bool, prefer: str | None) -> int:
     """Write the winning student as .onnx, .pt2 or .safetensors, checked against the module."""
     from autokd import api
 
-    click.echo(str(api.SearchResult(run_dir).export(path, overwrite=overwrite)))
+    click.echo(str(api.SearchResult(run_dir).export(path, overwrite=overwrite, prefer=prefer)))
     return 0
 
 
@@ -359,4 +376,4 @@ cli.add_command(tape)
 def _conclude(result: SearchResult, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps(result.to_dict()))
-    return 0 if result.best is not None else NO_STUDENT
+    return 0 if result.leading is not None else NO_STUDENT

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from autokd.data import Data
     from autokd.teacher import Teacher
 
+METRIC = "accuracy"  # of the one task there is
 TEACHERS = ("digits", "fit", "fit:mlp", "fit:resnet", "fit:plain", "fit:mobilenet", "models:/")
 
 
@@ -23,6 +24,9 @@ def check_before_teacher(
     *,
     objectives: list[str] | None,
     students: list[str] | None,
+    goals: list[str] | None,
+    prefer: str | None,
+    warm_start: list[str] | None,
     space: str | None,
     run_dir: str | None,
     tracking: bool,
@@ -35,14 +39,20 @@ def check_before_teacher(
     from autokd.arguments import check_names, check_settings
     from autokd.budget import Budget
     from autokd.constraints import Cost, parse_limits
+    from autokd.goals import check_preference, parse_goals
+    from autokd.probe import parse_probe
     from autokd.run_folder import RunFolder
     from autokd.taping import tape_place
+    from autokd.warm_start import check_sources
 
     Budget.parse(budget)
     check_settings(**settings)
     check_names(space, objectives, students)
-    parse_limits(limits, Cost(1, 1))
+    parse_limits(limits, Cost(1, 1, 1, 1))
+    parse_probe(limits, parse_goals(goals, METRIC))
+    check_preference(prefer, METRIC)
     tape_place(tape, tape_limit)
+    check_sources(warm_start or ())
     if run_dir is not None:
         RunFolder.check_new(run_dir)
     if tracking:

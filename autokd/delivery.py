@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -13,7 +15,7 @@ from autokd.core.run import load_student
 from autokd.data import Data
 from autokd.engine.controls import ROLES
 from autokd.engine.rungs import leader
-from autokd.errors import CheckpointError, RunFolderError
+from autokd.errors import CheckpointError, RecipeError, RunFolderError
 from autokd.history import History, Trial
 from autokd.ledger import Ledger
 from autokd.recipe import Recipe
@@ -46,13 +48,19 @@ def deliver(history: History, folder: RunFolder, ledger: Ledger, teacher: Teache
             "test", role="teacher", trial=None, value=teacher.evaluate(teacher.data.test)[teacher.task.metric]
         )
     finals = [trial for role in ROLES for trial in history.finals(role) if trial.state == "complete"]
-    for trial in finals if chosen in finals else [chosen, *finals]:
-        role = "winner" if trial is chosen else trial.role
+    tested = [("winner" if trial is chosen else trial.role, trial) for trial in finals]
+    others = [(name, history.finals("winner", of=name)) for name in history.front]
+    tested += [("front", trial) for _, retrained in others for trial in retrained if trial.state == "complete"]
+    for role, trial in tested if chosen in finals else [("winner", chosen), *tested]:
         if (role, trial.id) not in measured:
             module = student_of(trial, folder, teacher.data)
             value = evaluate(module, teacher.data, teacher.data.test, teacher.task.name)[teacher.task.metric]
             ledger.append("test", role=role, trial=trial.id, value=value)
-    return _save(chosen, history, folder, teacher.data)
+    for name, retrained in others:
+        best = _best_seed(retrained)
+        if best is not None:
+            _save(best, history, folder, teacher.data, folder.student / name)
+    return _save(chosen, history, folder, teacher.data, folder.student)
 
 
 def student_of(trial: Trial, folder: RunFolder, data: Data) -> nn.Module:
@@ -75,15 +83,35 @@ def load_delivered(folder: Path) -> Delivered:
     return Delivered(module, recipe, about)
 
 
+def read_recipe(source: Recipe | Mapping[str, Any] | str | Path) -> tuple[Recipe, int | None]:
+    """The recipe, and the epochs of the winner it was, if it lies beside one."""
+    if isinstance(source, Recipe):
+        return source, None
+    if isinstance(source, Mapping):
+        return Recipe.from_dict(dict(source)), None
+    path = Path(source)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text"
+        raise RecipeError(f"recipe file {path} cannot be read: {reason}; give a recipe.json") from None
+    beside = path.with_name(ABOUT)
+    known = int(json.loads(beside.read_text())["epochs"]) if beside.exists() else None
+    return Recipe.from_json(text), known
+
+
 def _chosen(history: History) -> Trial | None:
     """The winner's final seed with the best validation value; without finals, the leader of the search."""
-    finals = [trial for trial in history.finals("winner") if trial.state == "complete"]
-    if finals:
-        return max(finals, key=lambda trial: trial.values[trial.epoch])
-    return leader(history)
+    return _best_seed(history.finals("winner")) or leader(history)
 
 
-def _save(trial: Trial, history: History, folder: RunFolder, data: Data) -> Delivered:
+def _best_seed(finals: Iterable[Trial]) -> Trial | None:
+    """The one with the best validation value of those trained to the end."""
+    complete = [trial for trial in finals if trial.state == "complete"]
+    return max(complete, key=lambda trial: trial.values[trial.epoch], default=None)
+
+
+def _save(trial: Trial, history: History, folder: RunFolder, data: Data, place: Path) -> Delivered:
     tensors, _ = checkpoint.load(folder.checkpoints / (trial.checkpoint or ""))
     student = {name: tensor for name, tensor in tensors.items() if name.startswith("parts.0.")}
     about = {
@@ -101,7 +129,7 @@ def _save(trial: Trial, history: History, folder: RunFolder, data: Data) -> Deli
         else "float rows in the data's own units",
         "data_fingerprint": data.fingerprint,
     }
-    checkpoint.save(folder.student / WEIGHTS, student, {"trial": trial.id})
-    (folder.student / RECIPE).write_text(json.dumps(trial.recipe.to_dict(), indent=1))
-    (folder.student / ABOUT).write_text(json.dumps(about, indent=1))
+    checkpoint.save(place / WEIGHTS, student, {"trial": trial.id})
+    (place / RECIPE).write_text(json.dumps(trial.recipe.to_dict(), indent=1))
+    (place / ABOUT).write_text(json.dumps(about, indent=1))
     return Delivered(load_student(trial.recipe, data.input_shape, data.classes, tensors), trial.recipe, about)

@@ -7,7 +7,9 @@ AutokdError
 │   ├── BudgetError          a budget cannot be read or buys nothing
 │   ├── DataError            arrays, labels or splits cannot be used
 │   ├── TeacherError         the teacher does not fit its data, or knows no more than chance
-│   └── ConstraintError      no student can satisfy the constraints
+│   ├── ConstraintError      no student can satisfy the constraints
+│   ├── GoalError            goals or a preference among them cannot be read, or nobody satisfies them
+│   └── WarmStartError       an earlier search is absent, is none, or has no trial that fits
 ├── RunFolderError           the run folder is missing, unwritable, not empty, or of another search
 │   └── LedgerError          the ledger cannot be used at all (torn last lines are repaired, not raised)
 ├── CheckpointError          a checkpoint is torn or fails its checksum; the trial starts again
@@ -16,12 +18,14 @@ AutokdError
 ├── TrackingError            MLflow cannot be used where it was asked for by name (never during a search)
 ├── ExportError              the exported student differs from the module, or the format is unknown
 └── TrialFailure             one trial ended in NaN, at chance, or in an exception; the search goes on
+    └── Infeasible           an untrained student does not keep to a measured limit; it is not trained
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class AutokdError(Exception):
@@ -54,6 +58,14 @@ class TeacherError(InputError):
 
 class ConstraintError(InputError):
     """No student of the space can satisfy the constraints."""
+
+
+class GoalError(InputError):
+    """Goals or a preference among them cannot be read, or nobody satisfies them."""
+
+
+class WarmStartError(InputError):
+    """An earlier search is absent, is none, or has no trial that fits the space."""
 
 
 class RunFolderError(AutokdError):
@@ -91,8 +103,19 @@ class TrialFailure(AutokdError):
         super().__init__(message)
         self.reason = reason
 
-    def __reduce__(self) -> tuple[type[TrialFailure], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type[TrialFailure], tuple[Any, ...]]:
         return type(self), (self.reason, str(self))
+
+
+class Infeasible(TrialFailure):
+    """An untrained student does not keep to a measured limit. No failure: its trial is not trained, and scored infeasible."""
+
+    def __init__(self, latency_ms: float, message: str) -> None:
+        super().__init__("infeasible", message)
+        self.latency_ms = latency_ms
+
+    def __reduce__(self) -> tuple[type[TrialFailure], tuple[Any, ...]]:
+        return type(self), (self.latency_ms, str(self))
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal
 
+from autokd.constraints import Cost
 from autokd.ledger import Event
+from autokd.probe import Probe
 from autokd.recipe import Recipe, Value
 
-TrialState = Literal["running", "paused", "complete", "stopped", "failed"]
+TrialState = Literal["running", "paused", "complete", "stopped", "failed", "infeasible"]
 
 
 @dataclass
@@ -30,6 +32,9 @@ class Trial:
     params: int
     flops: int
     started: float  # seconds of the search
+    bytes: int = 0  # of its weights
+    memory: int = 0  # its activations take at most, in bytes
+    latency_ms: float | None = None  # measured before it was trained, if it was
     group: str | None = None  # of a final: the search trial it retrains or controls
     state: TrialState = "running"
     to: int = 0  # the epoch it was last sent to
@@ -42,6 +47,10 @@ class Trial:
     retries: int = 0
     reason: str | None = None  # of a failure
     message: str | None = None
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(self.params, self.flops, self.bytes, self.memory)
 
     @property
     def value(self) -> float | None:
@@ -59,7 +68,9 @@ class History:
     trials: dict[str, Trial] = field(default_factory=dict)
     elapsed: float = 0.0
     epochs: int = 0  # trained so far, over all trials
+    latencies: dict[str, float] = field(default_factory=dict)  # measured milliseconds, by architecture
     winner: str | None = None  # trial chosen by the search, once the finals began
+    front: tuple[str, ...] = ()  # others that are retrained, where there are several goals
     final_seeds: tuple[int, ...] = ()
     tests: list[dict[str, Any]] = field(default_factory=list)
     finished: str | None = None  # the reason, once finished
@@ -80,9 +91,9 @@ class History:
         if trial is not None or event["event"] in ("search", "session", "start", "finals", "test", "finish"):
             getattr(self, f"_on_{event['event']}")(event, trial)
 
-    def finals(self, role: str) -> list[Trial]:
-        """The retrainings of the current winner ("winner") or of a control of it, by seed."""
-        chosen = [trial for trial in self.in_role(role) if trial.group == self.winner]
+    def finals(self, role: str, of: str | None = None) -> list[Trial]:
+        """The retrainings of the current winner ("winner") or of a control of it, or of trial `of`, by seed."""
+        chosen = [trial for trial in self.in_role(role) if trial.group == (of or self.winner)]
         return sorted(chosen, key=lambda trial: trial.seed)
 
     def in_role(self, role: str) -> list[Trial]:
@@ -96,6 +107,12 @@ class History:
     def running(self) -> list[Trial]:
         return [trial for trial in self.trials.values() if trial.state == "running"]
 
+    def to_probe(self, trial: Trial) -> Probe | None:
+        """What is to be measured before this trial is trained; None if nothing is, or its architecture was measured."""
+        wanted = self.head.get("probe")
+        new = trial.role == "search" and trial.epoch == 0 and trial.recipe.student.key not in self.latencies
+        return Probe(**wanted) if wanted and new else None
+
     # ---- one method per event
 
     def _on_search(self, event: Event, _: Trial | None) -> None:
@@ -103,22 +120,26 @@ class History:
 
     def _on_session(self, event: Event, _: Trial | None) -> None:
         if self.budget and event["budget"] != self.budget:  # more was given: the search goes on, new finals follow
-            self.winner, self.final_seeds = None, ()
+            self.winner, self.front, self.final_seeds = None, (), ()
         self.budget, self.finished = event["budget"], None
         for trial in self.trials.values():
             if trial.state in ("running", "stopped"):
                 trial.state = "paused"
 
     def _on_start(self, event: Event, _: Trial | None) -> None:
+        recipe = Recipe.from_dict(event["recipe"])
         self.trials[event["trial"]] = Trial(
             id=event["trial"],
             role=event["role"],
-            recipe=Recipe.from_dict(event["recipe"]),
+            recipe=recipe,
             point=event["point"],
             source=event["source"],
             seed=event["seed"],
             params=event["params"],
             flops=event["flops"],
+            bytes=event.get("bytes", 0),
+            memory=event.get("memory", 0),
+            latency_ms=self.latencies.get(recipe.student.key) if self.latencies else None,
             started=event["elapsed"],
             group=event.get("group"),
             to=event["to"],
@@ -126,6 +147,11 @@ class History:
 
     def _on_resume(self, event: Event, trial: Trial) -> None:
         trial.state, trial.to = "running", event["to"]
+
+    def _on_probe(self, event: Event, trial: Trial) -> None:
+        self.latencies[event["architecture"]] = trial.latency_ms = event["latency_ms"]
+        if not event["feasible"]:
+            trial.state = "infeasible"
 
     def _on_rung(self, event: Event, trial: Trial) -> None:
         self.epochs += max(0, event["epoch"] - trial.epoch)
@@ -146,6 +172,7 @@ class History:
 
     def _on_finals(self, event: Event, _: Trial | None) -> None:
         self.winner, self.final_seeds = event["winner"], tuple(event["seeds"])
+        self.front = tuple(event.get("front") or ())
 
     def _on_test(self, event: Event, _: Trial | None) -> None:
         self.tests.append(event)

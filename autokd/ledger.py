@@ -3,15 +3,16 @@
 Every line has  n (position), time (seconds since 1970), elapsed (seconds this search has spent, over all sessions) and event.
 The events, and what they carry:
 
-    search    search_id, name, seed, budget, space, constraints, rungs, lanes, executor, teacher, data, plan, versions
+    search    search_id, name, seed, budget, space, goals, prefer, constraints, probe, warm_start, rungs, lanes, executor, teacher, data, plan, versions
     session   pid, budget, lanes; a process begins to work on the search (the first, or after a resume)
-    start     trial, role, recipe, point, source, seed, to, params, flops, group
+    start     trial, role, recipe, point, source, seed, to, params, flops, bytes, memory, group
     resume    trial, to
+    probe     trial, architecture, latency_ms, feasible; measured before the first epoch. A trial that is not feasible is not trained
     rung      trial, epoch, value, tiebreak, metrics, seconds, history[{epoch, seconds, recording, loss, terms, metrics}], checkpoint,
               precision, and notes where something was done otherwise than planned
     retry     trial, message; a worker died, the trial goes on from its last rung
     fail      trial, reason ("nan" | "chance" | "exception" | "worker"), message
-    finals    winner (trial), seeds; the search phase is over
+    finals    winner (trial), seeds, front (others that are retrained, with several goals); the search phase is over
     test      role, trial, value; the test split is read, once
     finish    reason
 
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +38,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {  # what the fold in history.py reads; a
     "session": ("budget",),
     "start": ("trial", "role", "recipe", "point", "source", "seed", "to", "params", "flops"),
     "resume": ("trial", "to"),
+    "probe": ("trial", "architecture", "latency_ms", "feasible"),
     "rung": ("trial", "epoch", "value", "tiebreak", "metrics", "seconds", "history", "checkpoint"),
     "retry": ("trial", "message"),
     "fail": ("trial", "reason", "message"),
@@ -120,6 +123,19 @@ def read_events(path: str | Path) -> tuple[list[Event], list[str], int | None]:
     if cut < len(raw):
         problems.append(f"{path}: the last line was torn ({len(raw) - cut} bytes) and is dropped")
     return events, problems, cut if cut < len(raw) else None
+
+
+def lives(pid: Any) -> bool:
+    """Whether such a process, the writer of a session, lives on this machine."""
+    if not isinstance(pid, int) or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _parse(line: bytes) -> Event | None:

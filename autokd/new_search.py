@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ class Asked:
     teacher: Teacher
     budget: Budget
     engine: Engine
+    wanted: Mapping[str, Any]  # goals, preference, latency probe and earlier searches, as the ledger's head holds them
     tape: TapePlace | None
     device: str
     epochs: int | None
@@ -139,6 +141,8 @@ def _head(asked: Asked, name: str, plan: Plan, settings: Settings) -> dict[str, 
             "name": teacher.name,
             "params": teacher.cost.params,
             "flops": teacher.cost.flops,
+            "bytes": teacher.cost.bytes,
+            "memory": teacher.cost.memory,
             "value": teacher.value,
             "value_loss": teacher.metrics["loss"],
             "fingerprint": teacher.fingerprint,
@@ -146,4 +150,5 @@ def _head(asked: Asked, name: str, plan: Plan, settings: Settings) -> dict[str, 
         "data": teacher.data.describe(),
         "plan": plan.to_dict(),
         "versions": {"autokd": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        **asked.wanted,
     }

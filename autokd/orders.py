@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
+from autokd.probe import Probe
 from autokd.recipe import Recipe
 
 
@@ -31,6 +32,7 @@ class Order(_Sealed):
     total: int  # epochs the schedule is laid out for
     start: int = 0  # epochs the ledger knows to be done
     deadline: float | None = None  # seconds since 1970; the core returns after the epoch in which it passes
+    probe: Probe | None = None  # measure the untrained student first
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,6 +49,7 @@ class Report(_Sealed):
     checkpoint: str
     precision: str
     retries: int = 0
+    latency_ms: float | None = None  # where the order asked for a probe
     notes: tuple[str, ...] = ()  # what had to be done otherwise than planned, in words, said once
 
 
@@ -54,6 +57,6 @@ class Core(Protocol):
     """Trains the trials it is given, on one device."""
 
     def advance(self, order: Order) -> Report:
-        """Train to `order.to`, from the trial's checkpoint if there is one. Raises TrialFailure."""
+        """Train to `order.to`, from the trial's checkpoint if there is one. Raises TrialFailure, Infeasible."""
 
     def close(self) -> None: ...

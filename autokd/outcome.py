@@ -24,11 +24,14 @@ class SearchResult(Result):
 
     def __init__(self, run_dir: str | Path) -> None:
         super().__init__(run_dir)
-        self._delivered: Delivered | None = None
+        self._delivered: dict[Path, Delivered] = {}
 
-    def student(self) -> nn.Module:
-        """The best student: (N, *input_shape) float rows -> (N, classes) logits. Raises RunFolderError if there is none yet."""
-        return self._student().module
+    def student(self, prefer: str | None = None) -> nn.Module:
+        """The best student: (N, *input_shape) float rows -> (N, classes) logits. Raises RunFolderError if there is none yet.
+
+        With several goals, the preferred one of the front. Raises GoalError without a preference, stated here or for the search.
+        """
+        return self._student(prefer).module
 
     def report(self, folder: str | Path | None = None) -> Path:
         """Write one self-contained HTML page and PNGs, by default into the run folder. Returns the page's path."""
@@ -36,19 +39,26 @@ class SearchResult(Result):
 
         return write_report(self, Path(folder) if folder is not None else RunFolder(self.run_dir).report)
 
-    def export(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the student as .onnx, .pt2 or .safetensors, checked against the module. Raises ExportError."""
+    def export(self, path: str | Path, *, overwrite: bool = False, prefer: str | None = None) -> Path:
+        """Write the student as .onnx, .pt2 or .safetensors, checked against the module. Raises ExportError; `prefer` as for `student`."""
         from autokd.export import export_student
 
-        delivered = self._student()
+        delivered = self._student(prefer)
         metadata = {**delivered.about, "recipe": delivered.recipe.to_dict(), "autokd": __version__}
         example = np.zeros((1, *delivered.about["input_shape"]), np.float32)
         return export_student(delivered.module, example, path, metadata=metadata, overwrite=overwrite)
 
-    def _student(self) -> Delivered:
-        if self._delivered is None:
-            self._delivered = load_delivered(RunFolder(self.run_dir).student)
-        return self._delivered
+    def _student(self, prefer: str | None) -> Delivered:
+        folder, winner = RunFolder(self.run_dir).student, self.history.winner
+        if prefer is None:
+            self.check_preferred()
+        elif (chosen := self.choose(prefer).trial) != winner:
+            folder = folder / chosen
+            if not folder.exists():
+                raise RunFolderError(f"{chosen} was not retrained within the budget; give it more with autokd.resume")
+        if folder not in self._delivered:
+            self._delivered[folder] = load_delivered(folder)
+        return self._delivered[folder]
 
 
 @dataclass(frozen=True)

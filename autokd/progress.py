@@ -24,9 +24,12 @@ from rich.text import Text
 
 from autokd import words
 from autokd.ablation import ROLE as ABLATION
+from autokd.finals import leader, standing
+from autokd.front import cost_words
+from autokd.goals import goals_of
 from autokd.history import History, Trial
 from autokd.ledger import Event
-from autokd.result import Result, leader, standing
+from autokd.result import Result
 from autokd.summary import best_words, plan_lines, row_words, rung_words, state_words
 
 # What an odd event may raise, and a closed file or an odd terminal; SystemExit is rich's answer to a closed pipe
@@ -261,7 +264,23 @@ def result_table(result: Result) -> RenderableType:
     sentences = [Text(gain.sentence(metric)) for gain in result.gains() if gain.split == "test"]
     if not sentences:
         sentences = [Text("No controls were trained, so what distillation and search brought is not known.")]
-    return Group(table, *sentences)
+    return Group(table, *sentences, *_front_table(result))
+
+
+def _front_table(result: Result) -> list[RenderableType]:
+    """The front, where there are several goals."""
+    found, costs = result.pareto(), goals_of(result.history)
+    if not found:
+        return []
+    title = f"The front: {', '.join(result.head['goals'])}; value in the search, and retrained"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("trial", result.metric, "retrained", "seeds", *costs):
+        table.add_column(column, justify="left" if column == "trial" else "right", no_wrap=True)
+    for member in found:
+        retrained = words.score(member.value_mean, member.value_sd, result.metric) if member.n else words.MISSING
+        amounts = [cost_words(name, member.costs.get(name)) for name in costs]
+        table.add_row(member.trial, words.score(member.value, metric=result.metric), retrained, str(member.n), *amounts)
+    return [table]
 
 
 def leaderboard_table(result: Result, top: int = 20) -> RenderableType:

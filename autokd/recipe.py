@@ -110,6 +110,11 @@ class StudentSpec(Open):
 
     family: str
 
+    @property
+    def key(self) -> str:
+        """Equal for equal architectures."""
+        return json.dumps(self.model_dump(), sort_keys=True)
+
 
 class TermSpec(Open):
     """One distillation loss in the sum, with the objective's own parameters as extra fields."""

@@ -7,22 +7,22 @@ best search trial; with them, it is the winner retrained with fresh seeds, besid
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any, Literal
 
-from autokd import words
+from autokd import front, words
 from autokd.ablation import Ablation, ablations
 from autokd.errors import InputError, RunFolderError, nearest
-from autokd.gain import CONTROLS, Gain, Split, control_recipe, paired_gain, sample_sd
+from autokd.finals import Row, chosen, final_rows, finalists, is_the_winner, scores, standing
+from autokd.gain import CONTROLS, Gain, Split, paired_gain
+from autokd.goals import check_preference, goals_of
 from autokd.history import History, Trial
 from autokd.importance import Importance, importance
-from autokd.ledger import read_events
+from autokd.ledger import lives, read_events
 from autokd.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -30,12 +30,6 @@ if TYPE_CHECKING:
 
 State = Literal["running", "interrupted", "finished"]
 LEDGER = "ledger.jsonl"
-LABELS = {
-    "teacher": "teacher",
-    "winner": "best student",
-    "no_kd": "same architecture, no distillation",
-    "default_kd": "same architecture, default KD",
-}
 
 
 @dataclass(frozen=True)
@@ -56,41 +50,6 @@ class Best:
     size_ratio: float | None  # teacher's parameters / student's
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the final table. `values` and `tests` have one entry per seed; the teacher has one of each."""
-
-    role: str
-    label: str
-    params: int | None
-    flops: int | None
-    epochs: int | None
-    seeds: tuple[int, ...]
-    values: tuple[float, ...]
-    tests: tuple[float, ...]
-    size_ratio: float | None
-
-    @property
-    def n(self) -> int:
-        return len(self.values)
-
-    @property
-    def value_mean(self) -> float | None:
-        return mean(self.values) if self.values else None
-
-    @property
-    def value_sd(self) -> float | None:
-        return sample_sd(self.values)
-
-    @property
-    def test_mean(self) -> float | None:
-        return mean(self.tests) if self.tests else None
-
-    @property
-    def test_sd(self) -> float | None:
-        return sample_sd(self.tests)
-
-
 class Result:
     """A run folder, read. Raises RunFolderError if it holds no search."""
 
@@ -108,7 +67,7 @@ class Result:
                 "start a search in a new folder"
             )
         self.history = History.replay(self.events)
-        self._rows = _final_rows(self.history)
+        self._rows = final_rows(self.history)
 
     def __repr__(self) -> str:
         return f"Result({str(self.run_dir)!r}, {self.state}: {self.headline()})"
@@ -134,7 +93,7 @@ class Result:
         if self.history.finished is not None:
             return "interrupted" if self.history.finished == "interrupted" else "finished"
         sessions = [event for event in self.events if event["event"] == "session"]
-        return "running" if sessions and _alive(sessions[-1].get("pid")) else "interrupted"
+        return "running" if sessions and lives(sessions[-1].get("pid")) else "interrupted"
 
     @property
     def teacher(self) -> dict[str, Any]:
@@ -153,8 +112,30 @@ class Result:
 
     @property
     def best(self) -> Best | None:
-        """The winner of the finals, or of the search so far; None while no trial has a value."""
-        finals = _finalists(self.history, "winner")
+        """The winner of the finals, or of the search so far; None while no trial has a value.
+
+        Raises GoalError, with the front, where there are several goals and the search was not told what to prefer.
+        """
+        self.check_preferred()
+        return self.leading
+
+    def check_preferred(self) -> None:
+        """Raise GoalError, with the front, where there are several goals and the search was not told what to prefer."""
+        if self.head.get("prefer") is None and self.pareto():
+            front.preferred(self.history, None)
+
+    def pareto(self) -> list[front.Member]:
+        """With several goals, the students than which no other is better in every goal, the best by the metric first."""
+        return front.members(self.history)
+
+    def choose(self, prefer: str) -> front.Member:
+        """The one of the front that is preferred: "accuracy", "params", "knee", or limits: "params<=20k, latency_ms<=5"."""
+        return front.preferred(self.history, check_preference(prefer, self.metric))
+
+    @property
+    def leading(self) -> Best | None:
+        """As `best`; with several goals and no preference, the most accurate one."""
+        finals = finalists(self.history, "winner")
         trial = finals[0] if finals else chosen(self.history)
         if trial is None:
             return None
@@ -193,9 +174,9 @@ class Result:
         """
         if control not in CONTROLS:
             raise InputError(f"unknown control '{control}'; {nearest(control, CONTROLS)}")
-        if _is_the_winner(self.history, control):
+        if is_the_winner(self.history, control):
             return None
-        ours, theirs = _scores(self.history, "winner", split), _scores(self.history, control, split)
+        ours, theirs = scores(self.history, "winner", split), scores(self.history, control, split)
         return paired_gain(control, split, [ours[key] - theirs[key] for key in sorted(ours.keys() & theirs.keys())])
 
     def gains(self) -> list[Gain]:
@@ -206,7 +187,9 @@ class Result:
 
     def headline(self) -> str:
         """The result in one sentence."""
-        best, teacher = self.best, self.teacher
+        best, teacher = self.leading, self.teacher
+        if best is not None and self.history.head.get("prefer") is None and goals_of(self.history):
+            return front.headline(self.history, self.metric)
         if best is None:
             failed = sum(self.failures.values())
             return f"no student yet: {len(self.history.trials)} trials started, {failed} failed"
@@ -244,7 +227,7 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """A summary that json.dumps takes."""
-        best = self.best
+        best = self.leading
         return {
             "run_dir": str(self.run_dir),
             "name": self.name,
@@ -257,6 +240,7 @@ class Result:
             "gains": [_plain(gain) for gain in self.gains()],
             "importance": self._importance and self._importance.to_dict(),
             "ablation": [entry.to_dict() for entry in self.ablation()],
+            "front": [member.to_dict() for member in self.pareto()],
             "trials": dict(Counter(trial.state for trial in self.history.trials.values())),
             "failures": self.failures,
             "epochs": self.history.epochs,
@@ -265,99 +249,6 @@ class Result:
             "seed": self.head.get("seed"),
             "problems": self.problems,
         }
-
-
-def standing(trial: Trial) -> tuple[int, float, float, int]:
-    """What ranks trials: more epochs first, then value, tiebreak, fewer parameters. Larger is better."""
-    value, tiebreak = trial.values.get(trial.epoch, (-math.inf, -math.inf))
-    return trial.epoch, value, tiebreak, -trial.params
-
-
-def leader(trials: Iterable[Trial]) -> Trial | None:
-    """The best of those trials that have a value and did not fail."""
-    return max((trial for trial in trials if trial.values and trial.state != "failed"), key=standing, default=None)
-
-
-def chosen(history: History) -> Trial | None:
-    """The search trial that won, or leads so far."""
-    winner = history.trials.get(history.winner or "")
-    return winner if winner is not None and winner.values else leader(history.in_role("search"))
-
-
-# ---- the finals
-
-
-def _finalists(history: History, role: str) -> list[Trial]:
-    """Final trials of the present winner that reached the role's highest epoch, by seed.
-
-    A search that was resumed with more budget may have chosen another winner: finals of the old one are left out. A control
-    that is the winner's own recipe was not trained again.
-    """
-    winner = chosen(history)
-    if winner is None or history.winner is None:
-        return []
-    wanted = winner.recipe if role == "winner" else control_recipe(role, winner.recipe)
-    trained_as = "winner" if wanted == winner.recipe else role
-    final = [trial for trial in history.in_role(trained_as) if trial.values and trial.state != "failed"]
-    ours = [trial for trial in final if trial.recipe == wanted]
-    reached = max((trial.epoch for trial in ours), default=0)
-    latest = {trial.seed: trial for trial in ours if trial.epoch == reached}
-    return [latest[seed] for seed in sorted(latest)]
-
-
-def _is_the_winner(history: History, control: str) -> bool:
-    """Whether this control would have the winner's own recipe."""
-    winner = chosen(history)
-    return winner is not None and history.winner is not None and control_recipe(control, winner.recipe) == winner.recipe
-
-
-def _tests(history: History) -> dict[str, float]:
-    """Test value by trial."""
-    return {event["trial"]: event["value"] for event in history.tests if event.get("trial")}
-
-
-def _scores(history: History, role: str, split: Split) -> dict[tuple[int, int], float]:
-    """Value by (seed, epochs): only equal ones are compared."""
-    tests, trials = _tests(history), _finalists(history, role)
-    if split == "test":
-        return {(trial.seed, trial.epoch): tests[trial.id] for trial in trials if trial.id in tests}
-    return {(trial.seed, trial.epoch): trial.values[trial.epoch][0] for trial in trials}
-
-
-def _final_rows(history: History) -> list[Row]:
-    rows = [_teacher_row(history)]
-    for role in ("winner", *CONTROLS):
-        trials = _finalists(history, role)
-        if trials:
-            same = " (the winner is this recipe)" if role in CONTROLS and _is_the_winner(history, role) else ""
-            rows.append(_student_row(history, role, LABELS[role] + same, trials))
-        elif role == "winner" and (trial := chosen(history)) is not None:
-            rows.append(_student_row(history, role, "best student of the search", [trial]))
-    return rows
-
-
-def _teacher_row(history: History) -> Row:
-    teacher = history.head.get("teacher", {})
-    values = () if teacher.get("value") is None else (teacher["value"],)
-    tests = [event["value"] for event in history.tests if event["role"] == "teacher"]
-    params, flops = teacher.get("params"), teacher.get("flops")
-    return Row("teacher", LABELS["teacher"], params, flops, None, (), values, tuple(tests[-1:]), 1.0)
-
-
-def _student_row(history: History, role: str, label: str, trials: list[Trial]) -> Row:
-    tests, first = _tests(history), trials[0]
-    teacher_params = history.head.get("teacher", {}).get("params")
-    return Row(
-        role=role,
-        label=label,
-        params=first.params,
-        flops=first.flops,
-        epochs=first.epoch,
-        seeds=tuple(trial.seed for trial in trials),
-        values=tuple(trial.values[trial.epoch][0] for trial in trials),
-        tests=tuple(tests[trial.id] for trial in trials if trial.id in tests),
-        size_ratio=teacher_params / first.params if teacher_params and first.params else None,
-    )
 
 
 # ---- small things
@@ -377,16 +268,3 @@ def _plain(item: Best | Row | Gain) -> dict[str, Any]:
 
 def _statistics(row: Row) -> dict[str, Any]:
     return {name: getattr(row, name) for name in ("n", "value_mean", "value_sd", "test_mean", "test_sd")}
-
-
-def _alive(pid: Any) -> bool:
-    """Whether such a process lives on this machine."""
-    if not isinstance(pid, int) or pid <= 0:
-        return False
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True

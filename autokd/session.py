@@ -17,7 +17,7 @@ from autokd.core.device import Setting
 from autokd.core.materials import Blueprint, Materials, Measured
 from autokd.core.payload import TapePlan
 from autokd.data import Data
-from autokd.delivery import deliver
+from autokd.delivery import deliver, load_delivered
 from autokd.engine.ablation import When
 from autokd.engine.engine import Engine
 from autokd.errors import InputError
@@ -220,8 +220,10 @@ def _way_on(session: Session) -> Iterator[None]:
 
 def _finish_tracking(tracker: Tracker, result: SearchResult, data: Data) -> TrackingSummary:
     folder = RunFolder(result.run_dir).report
-    if result.best is None:
+    if result.leading is None:
         return tracker.finish(artifacts=folder)
     rows = data.train.x[:2]
     example = rows.astype(np.float32) / np.float32(255 if rows.dtype == np.uint8 else 1)
-    return tracker.finish(artifacts=folder, model=result.student(), example=example)
+    return tracker.finish(
+        artifacts=folder, model=load_delivered(RunFolder(result.run_dir).student).module, example=example
+    )

@@ -8,14 +8,19 @@ from typing import Any
 
 from autokd import words
 from autokd.ablation import Ablation
+from autokd.finals import Row
 from autokd.history import Trial
-from autokd.result import Result, Row
+from autokd.probe import Probe
+from autokd.result import Result
+from autokd.sizes import size_words
 
 
 def state_words(trials: Iterable[Trial]) -> str:
     """Trials by state: "41 trials (2 running, 30 paused, 3 failed)"."""
     states = Counter(trial.state for trial in trials)
-    named = ", ".join(f"{states[s]} {s}" for s in ("running", "paused", "complete", "stopped", "failed") if states[s])
+    named = ", ".join(
+        f"{states[s]} {s}" for s in ("running", "paused", "complete", "stopped", "failed", "infeasible") if states[s]
+    )
     total = sum(states.values())
     return f"{total} trial{'' if total == 1 else 's'}" + (f" ({named})" if named else "")
 
@@ -47,6 +52,9 @@ def plan_lines(plan: Mapping[str, Any], head: Mapping[str, Any]) -> list[tuple[s
     ]
     kept = (head.get("settings") or {}).get("ablation") is True
     lines += [("ablation", "a tenth of the budget is kept for it")] if kept else []
+    goals = [str(goal) for goal in head.get("goals") or ()]
+    preferred = f", preferred: {head['prefer']}" if head.get("prefer") else ""
+    lines += [("goals", ", ".join(goals) + preferred)] if len(goals) > 1 else []
     constraints = limit_words(head.get("constraints") or {})
     timed = [("one epoch", "epoch_seconds"), ("full training", "full_training_seconds")]
     phases = [("recording", "recording_seconds"), ("search", "search_seconds"), ("final retraining", "final_seconds")]
@@ -54,6 +62,11 @@ def plan_lines(plan: Mapping[str, Any], head: Mapping[str, Any]) -> list[tuple[s
     lines += [("precision", str(plan["precision"]))] if plan.get("precision") else []
     lines += [("tape", str(plan["tape"]))] if plan.get("tape") else []
     lines += [("constraints", constraints)] if constraints else []
+    lines += [("latency", f"{Probe(**head['probe'])}, measured once per architecture")] if head.get("probe") else []
+    earlier = (head.get("warm_start") or {}).get("sources") or ()
+    lines += [
+        ("warm start", f"{each['trials']} trials of {each['name']}, weight {each['weight']:.2f}") for each in earlier
+    ]
     lines += [("expected", f"about {expected:.0f} trials")] if expected else []
     lines += [
         (name, f"about {words.duration(plan[key])}" + (" (reference recipe)" if (name, key) in timed else ""))
@@ -65,7 +78,12 @@ def plan_lines(plan: Mapping[str, Any], head: Mapping[str, Any]) -> list[tuple[s
 
 def limit_words(limits: Mapping[str, Any]) -> str:
     """Constraints in words: "at most 71.6k parameters, at most 2.0 MFLOPs"; empty without any."""
-    named = {"params": lambda number: f"{words.count(number)} parameters", "flops": words.flops}
+    named = {
+        "params": lambda number: f"{words.count(number)} parameters",
+        "flops": words.flops,
+        "bytes": lambda number: f"{size_words(number)} of weights",
+        "memory": lambda number: f"{size_words(number)} of activations",
+    }
     shown = {name: limit for name, limit in limits.items() if limit is not None}
     return ", ".join(f"at most {named.get(name, words.count)(limit)}" for name, limit in shown.items())
 

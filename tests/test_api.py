@@ -16,7 +16,7 @@ from conftest import TINY, events_of
 from torch import nn
 
 import autokd
-from autokd.errors import BudgetError, InputError, RunFolderError
+from autokd.errors import BudgetError, GoalError, InputError, RunFolderError
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -377,3 +377,28 @@ def test_a_search_needs_a_teacher(tiny: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="wrap the module"):
         autokd.search(tiny.module, "3 trials", run_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_front_of_accuracy_and_latency(quick: Any, tmp_path: Path) -> None:
+    limits = {"params": "teacher/2", "latency_ms": 1000}
+    goals = {"goals": ["accuracy", "latency_ms"], "constraints": limits}
+    result = quick(tmp_path / "run", "5 trials", **goals)
+    front = result.pareto()
+    assert front and all(0 < member.costs["latency_ms"] < 1000 and member.n == 3 for member in front)
+    probed = [event for event in result.events if event["event"] == "probe"]
+    assert len({event["architecture"] for event in probed}) == len(probed) > 0
+    with pytest.raises(GoalError, match="there is no best student without a preference"):
+        result.student()
+    quickest = min(front, key=lambda member: member.costs["latency_ms"])
+    module = result.student(prefer="latency_ms")
+    assert sum(p.numel() for p in module.parameters()) == quickest.costs["params"]
+    assert result.export(tmp_path / "student.safetensors", prefer="accuracy").exists()
+    assert all(len(member.tests) == 3 for member in front)
+
+
+def test_a_warm_start_from_an_earlier_search(finished: Any, quick: Any, tmp_path: Path) -> None:
+    result = quick(tmp_path / "run", "3 trials", warm_start=finished.run_dir)
+    sources = [trial.source for trial in result.history.in_role("search")]
+    assert sources[1].startswith("warm start: t00") and result.head["warm_start"]["sources"][0]["weight"] == 1.0
+    best = max(finished.history.in_role("search"), key=lambda trial: (trial.epoch, trial.value or 0))
+    assert best.recipe in [trial.recipe for trial in result.history.in_role("search")]

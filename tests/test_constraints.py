@@ -64,4 +64,24 @@ def test_all_limits_must_hold() -> None:
     limits = Limits(params=10, flops=100)
     assert limits.allow(Cost(10, 100)) and not limits.allow(Cost(11, 100)) and not limits.allow(Cost(10, 101))
     assert Limits().allow(Cost(10**12, 10**12))
-    assert limits.to_dict() == {"params": 10, "flops": 100}
+    assert limits.to_dict() == {"params": 10, "flops": 100, "bytes": None, "memory": None}
+    assert Limits(**limits.to_dict()) == limits
+    assert not Limits(bytes=4).allow(Cost(1, 1, 5, 0)) and not Limits(memory=4).allow(Cost(1, 1, 0, 5))
+
+
+@pytest.mark.parametrize("measure", ["bytes", "memory"])
+@pytest.mark.parametrize(
+    "written, value", [(4096, 4096), ("64 kB", 64_000), ("1.5MiB", 1.5 * 2**20), ("teacher/4", 1_000_000), ("2k", 2000)]
+)
+def test_sizes_have_units(measure: str, written: object, value: float) -> None:
+    teacher = Cost(1_000_000, 80_000_000, 4_000_000, 4_000_000)
+    assert getattr(parse_limits({measure: written}, teacher), measure) == value
+
+
+def test_a_size_that_is_none_says_how_to_write_one() -> None:
+    with pytest.raises(
+        ConstraintError, match="constraint 'memory' must be a positive number, '64 kB' or 'teacher/10', got '3 apples'"
+    ):
+        parse_limits({"memory": "3 apples"}, TEACHER)
+    with pytest.raises(ConstraintError, match="constraint 'params' must be"):
+        parse_limits({"params": "3 kB"}, TEACHER)

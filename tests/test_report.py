@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from ledgers import RUNGS, Sketch, recipe_of, write_search
 
+from autokd.finals import Row
 from autokd.recipe import Recipe
 from autokd.report import views, write_report
-from autokd.result import Result, Row
+from autokd.result import Result
 
 PNG = b"\x89PNG\r\n\x1a\n"
 RECIPE = Recipe.from_dict({"student": {"family": "resnet", "width": 4}})

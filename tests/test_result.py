@@ -12,10 +12,11 @@ import pytest
 from ledgers import RUNGS, Sketch, recipe_of, write_search
 
 from autokd.errors import InputError, RunFolderError
+from autokd.finals import leader, standing
 from autokd.gain import paired_gain, t_quantile
 from autokd.history import History, Trial
 from autokd.recipe import Recipe
-from autokd.result import Result, leader, standing
+from autokd.result import Result
 
 RECIPE = Recipe.from_dict(
     {"student": {"family": "resnet", "width": 4}, "terms": [{"objective": "kd", "weight": 1.0, "temperature": 2.0}]}

@@ -17,7 +17,7 @@ from autokd.engine.engine import Engine
 from autokd.engine.rungs import first_rung
 from autokd.errors import TrialFailure
 from autokd.history import History
-from autokd.ledger import Event, Ledger
+from autokd.ledger import Event, Ledger, read_events
 from autokd.orchestrate.director import Director
 from autokd.orchestrate.simulate import Clock, run_simulated
 from autokd.orders import Order, Report
@@ -93,8 +93,9 @@ class Run:
 
     def __post_init__(self) -> None:
         self.clock = Clock()
+        before = read_events(self.folder / "ledger.jsonl")[0]
+        self.clock.now = before[-1]["time"] if before else 0.0  # before the ledger is opened, which begins a session
         self.ledger = Ledger(self.folder / "ledger.jsonl", clock=self.clock)
-        self.clock.now = self.ledger.events[-1]["time"] if self.ledger.events else 0.0
         self.engine = Engine(self.space, self.limits, cost_of, TEACHER, self.lanes, self.seed)
         self.director = Director(self.engine, self.ledger, self.clock)
         self.trainer = World(self.clock, **self.world)

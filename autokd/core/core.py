@@ -28,6 +28,7 @@ from autokd.core.lanes import (
     memory_of,
     probe,
 )
+from autokd.core.latency import probed_latency
 from autokd.core.live import LiveTeacher
 from autokd.core.loop import failure_of, train_epoch, validate
 from autokd.core.payload import TapePlan
@@ -37,10 +38,11 @@ from autokd.core.run import Run
 from autokd.core.streamed import Streamed
 from autokd.core.teaching import Teaching
 from autokd.data import Data
-from autokd.errors import CheckpointError, InputError, TrialFailure
+from autokd.errors import CheckpointError, Infeasible, InputError, TrialFailure
 from autokd.orders import Order, Report
 from autokd.protocols import Shapes
 from autokd.recipe import Recipe
+from autokd.students import resolve
 from autokd.tasks import TASKS
 
 SETTLED = 3  # epochs after which a student at chance has failed; before, it is merely last in its rung
@@ -55,6 +57,7 @@ class _Training:
     order: Order
     run: Run | None = None
     retries: int = 0
+    latency_ms: float | None = None
     failure: TrialFailure | CheckpointError | None = None
 
     @property
@@ -222,10 +225,11 @@ class TrainingCore:
     def _open(self, order: Order) -> _Training:
         """The trial's run, from its checkpoint or new, and 1 retry if a checkpoint was lost so that it starts again."""
         try:
+            latency = self._probed(order)
             found, lost = self._found(order)
             run = self.new(order.recipe, order.seed, self._setting(order, found))
             if found is None:
-                return _Training(order, run, int(lost))
+                return _Training(order, run, int(lost), latency)
             try:
                 run.restore(*found)
             except (
@@ -233,10 +237,26 @@ class TrainingCore:
                 RuntimeError,
                 ValueError,
             ):  # whole, but of another version of the user's own model or loss
-                return _Training(order, self.new(order.recipe, order.seed, run.setting), 1)
-            return _Training(order, run)
+                return _Training(order, self.new(order.recipe, order.seed, run.setting), 1, latency)
+            return _Training(order, run, 0, latency)
         except Exception as error:  # whatever a user's own model or loss raises ends this trial, not the search
             return _Training(order, failure=failure_of(error))
+
+    def _probed(self, order: Order) -> float | None:
+        """Milliseconds in which the untrained student answers, if the order asks. Raises Infeasible if they are too many."""
+        if order.probe is None:
+            return None
+        data, spec = self.rows.data, order.recipe.student
+
+        def build() -> nn.Module:
+            with torch.random.fork_rng(devices=[]):
+                return resolve(spec.family).build(spec.fields, data.input_shape, data.classes)
+
+        folder = self.folder / "probes"
+        found = probed_latency(spec.key, build, data.input_shape, order.probe, self.setting, folder)
+        if not order.probe.allows(found):
+            raise Infeasible(found, f"{spec.family} answers in {found:.3g} ms, wanted {order.probe}")
+        return found
 
     def _found(self, order: Order) -> tuple[tuple[dict[str, Any], dict[str, Any]] | None, bool]:
         """The trial's checkpoint, and whether one is lost."""
@@ -271,7 +291,7 @@ class TrainingCore:
             if run is not None:
                 run.close()
             return training.failure or TrialFailure("exception", "the trial could not be opened")
-        report = self._report(order, run, training.retries)
+        report = replace(self._report(order, run, training.retries), latency_ms=training.latency_ms)
         tensors, meta = run.state()
         kept = {name: asdict(run.setting)[name] for name in CHOICE}
         try:

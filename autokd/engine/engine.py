@@ -14,7 +14,15 @@ from autokd.ablation import ROLE as ABLATION
 from autokd.budget import Budget
 from autokd.constraints import Cost, Limits
 from autokd.engine.ablation import Planner, When
-from autokd.engine.controls import ROLES, final_id, final_recipes, final_seeds, next_final
+from autokd.engine.controls import (
+    ROLES,
+    final_id,
+    final_recipes,
+    final_seeds,
+    next_final,
+    next_member,
+    others_on_front,
+)
 from autokd.engine.cost import epoch_seconds, makespan, recording_cost, relative_cost
 from autokd.engine.rungs import first_rung, interrupted, leader, next_rung, promotable
 from autokd.engine.sampler import Proposal, Sampler
@@ -26,7 +34,9 @@ from autokd.space import Space
 FINAL_SHARE = 0.2  # of the budget, for the finals; what they really need is measured
 FINAL_LEAST, FINAL_MOST = 0.03, 0.45
 SAFETY = 1.15  # measured epochs drift
+OVERTAKEN = 2  # seeds for whose finals budget is kept although the leader was retrained
 HOPELESS = 24  # trials that all failed before the search gives up
+INFEASIBLE_SHARE = 0.75  # of all trials, beyond the hopeless ones: more, and the search ends
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,7 @@ class Resume:
 class BeginFinals:
     winner: str
     seeds: tuple[int, ...]
+    front: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,18 +109,28 @@ class Engine:
         return budget.amount - self.reserve(history) if budget.kind == "seconds" and history.winner is None else None
 
     def reserve(self, history: History) -> float:
-        """What is kept back for the finals and the ablation of the present leader, in the budget's unit."""
+        """What is kept back for the finals and the ablation of the present leader, in the budget's unit.
+
+        Of a leader that was retrained in an earlier session, two seeds' worth: one of whoever overtakes it, who may cost more.
+        """
         budget, best = Budget.from_dict(history.budget), leader(history)
         seeds = final_seeds(self.seed)
+        if best is not None:
+            done = sum(trial.state == "complete" for trial in history.finals(ROLES[0], of=best.id))
+            seeds = seeds[: max(OVERTAKEN, len(seeds) - done)]
         if budget.kind == "trials":
             return 0.0
         needed, least, ablation = FINAL_SHARE * budget.amount, 0.0, math.inf
         if best is not None and budget.kind == "epochs":
-            needed = len(seeds) * len(final_recipes(best.recipe)) * history.rungs[-1]
+            others = len(others_on_front(history, best))
+            needed = (len(seeds) * len(final_recipes(best.recipe)) + others) * history.rungs[-1]
             ablation = self.ablation.fewest * history.rungs[-1]
         elif best is not None:
             seconds = self._seed_seconds(history, best)
-            needed = SAFETY * makespan(seconds * len(seeds), self.lanes)
+            others_seconds = [
+                self._seed_seconds(history, history.trials[name])[0] for name in others_on_front(history, best)
+            ]
+            needed = SAFETY * makespan(seconds * len(seeds) + others_seconds, self.lanes)  # one seed of each other
             ablation = SAFETY * makespan(seconds[:1] * self.ablation.fewest, self.lanes)
             least = FINAL_LEAST * budget.amount
         finals = min(max(needed, least), FINAL_MOST * budget.amount)
@@ -156,8 +177,11 @@ class Engine:
             return True
         if sum(trial.state == "failed" for trial in tried) >= HOPELESS and not any(trial.values for trial in tried):
             return False
+        infeasible = sum(trial.state == "infeasible" for trial in tried)
+        if infeasible >= HOPELESS + INFEASIBLE_SHARE * len(tried):
+            return False
         if budget.kind == "trials":
-            return len(tried) < budget.amount
+            return len(tried) - infeasible < budget.amount
         return self._affords(history, elapsed, history.rungs[0])
 
     def _proposal(self, history: History) -> Proposal | None:
@@ -172,36 +196,61 @@ class Engine:
     def _end_of_search(self, history: History) -> Decision:
         best = leader(history)
         if best is not None:
-            return BeginFinals(best.id, final_seeds(self.seed))
+            return BeginFinals(best.id, final_seeds(self.seed), others_on_front(history, best))
         failed = [trial for trial in history.in_role("search") if trial.state == "failed"]
         last = f"; the last: {failed[-1].reason}, {failed[-1].message}" if failed else ""
+        if history.latencies and not failed:
+            last = f"; of {len(history.latencies)} architectures the quickest took {min(history.latencies.values()):.3g} ms"
         return Finish(f"no trial succeeded{last}")
 
     # ---- the finals
 
     def _finals(self, history: History, elapsed: float) -> Decision:
         winner = history.trials[history.winner or ""]
-        broken_off = [t for role in ROLES for t in history.finals(role) if t.state == "paused" and t.epoch < t.to]
+        finals = [trial for role in ROLES for trial in history.finals(role)]
+        finals += [trial for name in history.front for trial in history.finals(ROLES[0], of=name)]
+        broken_off = [trial for trial in finals if trial.state == "paused" and trial.epoch < trial.to]
         if broken_off:
             return Resume(broken_off[0].id, broken_off[0].to)
         wanted = next_final(history)
         if wanted is None:
-            return self._ablate(history, winner, elapsed)
+            return self._next_of_front(history, elapsed) or self._ablate(history, winner, elapsed)
         role, seed = wanted
         if role == ROLES[0] and not self._affords_seed(history, winner, seed, elapsed):
             done = history.final_seeds.index(seed)
             spent = f"budget spent after {done} of {len(history.final_seeds)} final seeds"
             return Wait() if history.running else Finish(spent)
+        return self._final(history, winner, role, seed)
+
+    def _next_of_front(self, history: History, elapsed: float) -> Start | None:
+        """With several goals, the others of the front are retrained too, as far as the budget goes."""
+        wanted = next_member(history)
+        if wanted is None or not self._affords_member(history, wanted[0], elapsed):
+            return None
+        member, seed = wanted
+        return self._final(history, member, ROLES[0], seed)
+
+    def _final(self, history: History, of: Trial, role: str, seed: int) -> Start:
         return Start(
-            trial=final_id(winner, role, seed),
+            trial=final_id(of, role, seed),
             role=role,
-            recipe=final_recipes(winner.recipe)[role],
+            recipe=final_recipes(of.recipe)[role],
             source="final" if role == ROLES[0] else "control",
             seed=seed,
             to=history.rungs[-1],
-            cost=Cost(winner.params, winner.flops),
-            group=winner.id,
+            cost=of.cost,
+            group=of.id,
         )
+
+    def _affords_member(self, history: History, member: Trial, elapsed: float) -> bool:
+        """Whether one more full training is expected to end within the budget, less what is kept for an ablation."""
+        budget = Budget.from_dict(history.budget)
+        amount = budget.amount - self.ablation.kept(budget.amount, spare=0.0, needed=math.inf)
+        if budget.kind == "trials":
+            return True
+        if budget.kind == "epochs":
+            return _used(history) + history.rungs[-1] <= amount
+        return elapsed + self._seed_seconds(history, member)[0] <= amount
 
     def _ablate(self, history: History, winner: Trial, elapsed: float) -> Decision:
         """The winner with one thing changed, while the budget lasts."""
@@ -210,7 +259,8 @@ class Engine:
         ahead = [change.recipe for change, _ in wanted[: 1 if begun else self.ablation.fewest]]
         recipes = [trial.recipe for trial in broken_off] or ahead
         if not recipes or not self._affords_all(history, winner, recipes, elapsed):
-            return Wait() if history.running else Finish("all done")
+            short = "budget spent before all of the front were retrained"
+            return Wait() if history.running else Finish("all done" if next_member(history) is None else short)
         if broken_off:
             return Resume(broken_off[0].id, broken_off[0].to)
         change, seed = wanted[0]
@@ -221,7 +271,7 @@ class Engine:
             source=change.source,
             seed=seed,
             to=history.rungs[-1],
-            cost=Cost(winner.params, winner.flops),
+            cost=winner.cost,
             group=winner.id,
         )
 
@@ -229,7 +279,7 @@ class Engine:
         """Whether full trainings of these recipes are expected to end within the budget."""
         budget, full = Budget.from_dict(history.budget), history.rungs[-1]
         if budget.kind == "trials":
-            begun = len(history.in_role("search", ABLATION))
+            begun = len(history.in_role("search")) + len(history.in_role(ABLATION))
             return begun + len(recipes) <= budget.amount * (1 + self.ablation.share)
         if budget.kind == "epochs":
             return _used(history) + full * len(recipes) <= budget.amount

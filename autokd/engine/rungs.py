@@ -6,6 +6,10 @@ it the best 1/eta are resumed to the next one. Values of different rungs are nev
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from autokd.engine.pareto import in_order, preferred, scalarised
+from autokd.goals import aims, goals_of
 from autokd.history import History, Trial
 from autokd.recipe import Recipe
 
@@ -45,24 +49,42 @@ def at_rung(history: History, rung: int) -> list[Trial]:
     return sorted(reached, key=lambda trial: standing(trial, rung), reverse=True)
 
 
+def best_first(history: History, rung: int, most: int) -> list[Trial]:
+    """The first `most` of `at_rung`; with several goals in Pareto order."""
+    reached, costs = at_rung(history, rung), goals_of(history)
+    return in_order(reached, rung, costs, most) if costs else reached[:most]
+
+
+def for_model(history: History, rung: int, key: str) -> list[Trial]:
+    """As `at_rung`; with several goals by one random weighing of them, another for every `key`."""
+    reached, costs = at_rung(history, rung), goals_of(history)
+    return scalarised(reached, rung, costs, key) if costs else reached
+
+
 def failed_towards(history: History, rung: int) -> list[Trial]:
     """Search trials that failed on the way to `rung`, or above it."""
     return [t for t in history.in_role("search") if t.state == "failed" and (rung in t.values or t.to == rung)]
+
+
+def outcome(trial: Trial, rung: int, costs: Sequence[str]) -> tuple[object, ...]:
+    """What a trial came to at a rung: trials that agree in it are the same student."""
+    return (trial.values[rung], *aims(trial, rung, costs)[1:])
 
 
 def promotable(history: History, eta: int = ETA) -> Trial | None:
     """The paused trial to resume next: of the highest rung first, the best that is among the best 1/eta there.
 
     Failed trials count among those that came to the rung at which, or above which, they failed; they are not promoted. Nor is a
-    twin: a trial with exactly the value and the tiebreak of one that went on is the same student, and would find out nothing.
+    twin: a trial with exactly the value, the tiebreak and the costs of one that went on is the same student, and would find out nothing.
     """
     for rung in reversed(history.rungs[:-1]):
-        reached = at_rung(history, rung)
+        reached, costs = at_rung(history, rung), goals_of(history)
         count = len(reached) + len(failed_towards(history, rung))
-        went_on = {trial.values[rung] for trial in reached if trial.to > rung}
-        enough = rung > history.rungs[0] or count >= PROMOTE_FROM
-        for trial in reached[: count // eta if enough else 0]:
-            if trial.state == "paused" and trial.epoch == rung and trial.values[rung] not in went_on:
+        if rung == history.rungs[0] and count < PROMOTE_FROM:
+            continue
+        went_on = {outcome(trial, rung, costs) for trial in reached if trial.to > rung}
+        for trial in best_first(history, rung, count // eta):
+            if trial.state == "paused" and trial.epoch == rung and outcome(trial, rung, costs) not in went_on:
                 return trial
     return None
 
@@ -92,10 +114,13 @@ def interrupted(history: History) -> Trial | None:
 
 
 def leader(history: History) -> Trial | None:
-    """The best trial so far, at the highest rung anyone reached; below the first rung, the one that came furthest."""
+    """The best trial so far, at the highest rung anyone reached; below the first rung, the one that came furthest.
+
+    With several goals, the one of that rung's front that is preferred.
+    """
     for rung in reversed(history.rungs):
         reached = at_rung(history, rung)
         if reached:
-            return reached[0]
+            return preferred(history, reached, rung) if goals_of(history) else reached[0]
     cut_off = [t for t in history.in_role("search") if t.values and t.state != "failed"]
     return max(cut_off, key=lambda trial: (trial.epoch, standing(trial, trial.epoch)), default=None)

@@ -7,8 +7,9 @@ the model believes, a search is never much worse than a random one.
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,10 +17,12 @@ from itertools import islice
 
 import numpy as np
 
-from autokd.constraints import MEASURES, Cost, Limits
+from autokd.constraints import Cost, Limits
 from autokd.engine.acquisition import candidates
 from autokd.engine.cost import CostModel, thrift
 from autokd.engine.encoding import Encoding, Rows
+from autokd.engine.feasibility import Feasibility
+from autokd.engine.prior import SOURCE, Observation, Prior
 from autokd.engine.rungs import at_rung
 from autokd.engine.surrogate import surrogate
 from autokd.engine.tpe import Tpe
@@ -61,22 +64,27 @@ class Sampler:
         self.encoding = Encoding(space)
         self.tpe = Tpe(space)
         self._exhausted = False
+        self._feasibility = Feasibility.of(History())
         self._sizes = np.array([f.name.startswith("student.") and f.kind != "choice" for f in self.encoding.fields])
 
     def propose(self, history: History) -> Proposal:
         """The next recipe. Raises ConstraintError if none can be found within the limits."""
+        self._feasibility = Feasibility.of(history)
         tried = history.in_role("search")
         seen = {trial.recipe.id for trial in tried}
-        number = len(tried)
-        published = self._published(number, seen)
+        number, prior = len(tried), Prior.of(history)
+        own = number - sum(
+            trial.source.startswith(SOURCE) for trial in tried
+        )  # earlier recipes stand in nobody's stead
+        published = self._earlier(prior.more(history), seen) or self._published(own, seen)
         if published is not None:
             return published
         rng = random.Random(f"{self.seed}/{number}")
-        if self._model_ready(history) and rng.random() < MODEL_SHARE:
+        if own >= self._before_model and self._model_ready(history) and rng.random() < MODEL_SHARE:
             found = self._from_model(history, number, seen)
             if found is not None:
                 return found
-        quasi = number < self._before_model
+        quasi = own < self._before_model
         return self._drawn(rng, seen, "quasi-random" if quasi else "prior", number)
 
     def check_satisfiable(self) -> None:
@@ -86,12 +94,8 @@ class Sampler:
             raise ConstraintError("no student family of the space takes such inputs; choose other families")
         if any(self.limits.allow(cost) for cost in costs):
             return
-        wanted = " and ".join(
-            f"{name} <= {limit:,.0f}" for name, limit in vars(self.limits).items() if limit is not None
-        )
-        least = " and ".join(f"{min(getattr(cost, name) for cost in costs):,} {name}" for name in MEASURES)
         raise ConstraintError(
-            f"no student of space '{self.space.name}' satisfies {wanted}; the smallest possible are {least}; loosen the limit"
+            f"no student of space '{self.space.name}' satisfies {self.limits.unmet_by(costs)}; loosen the limit"
         )
 
     def first_recipe(self) -> Recipe:
@@ -118,6 +122,16 @@ class Sampler:
             named = dict(entry.values)
             point = self._with_largest_student(self.space.complete(named), set(named))
             found = None if point is None else self._accept(point, f"published: {entry.name}", seen)
+            if found is not None:
+                return found
+        return None
+
+    def _earlier(self, best: Iterable[Observation], seen: set[str]) -> Proposal | None:
+        """The first of the best earlier recipes that was not tried, its student fitted to the limits."""
+        for each in best:
+            losses = {name for name in each.point if not name.startswith("student.")}
+            point = self._with_largest_student(each.point, losses)
+            found = None if point is None else self._accept(point, SOURCE + each.name, seen)
             if found is not None:
                 return found
         return None
@@ -162,11 +176,12 @@ class Sampler:
         rng = np.random.default_rng([self.seed, number])
         if len(self.encoding.fields) > MOST_COLUMNS:
             yield from self.tpe.points(history, self._tpe_rung(history), int(rng.integers(2**31)))
-        believed = surrogate(history, self.encoding)
+        believed = surrogate(history, self.encoding, key=str(number))
         if believed is not None:
             power = thrift(history)
             costs = CostModel.fitted(history, self.encoding) if power else None
-            for row in candidates(self.encoding, believed, costs, power, rng):
+            likely = self._log_chance if self._feasibility.limited else None
+            for row in candidates(self.encoding, believed, costs, power, rng, likely):
                 yield self._shrunk_row(row)
 
     def _tpe_rung(self, history: History) -> int:
@@ -177,7 +192,7 @@ class Sampler:
 
     @property
     def _before_model(self) -> int:
-        """Trials begun before the model is asked."""
+        """Trials begun before the model is asked, beside earlier recipes."""
         published = len(self.space.published)
         return published + max(QUASI_LEAST, QUASI_RANDOM - published)
 
@@ -185,7 +200,7 @@ class Sampler:
         """Whether there are trials enough to fit a model to, and they cost more than asking it does."""
         tried = history.in_role("search")
         visits = sum(len(trial.values) for trial in tried)
-        if len(tried) < self._before_model or sum(trial.seconds for trial in tried) < MODEL_PAYS * visits:
+        if sum(trial.seconds for trial in tried) < MODEL_PAYS * visits:
             return False
         return sum(bool(trial.values) for trial in tried) >= MODEL_LEAST
 
@@ -193,10 +208,23 @@ class Sampler:
 
     def _accept(self, point: Point, source: str, seen: set[str]) -> Proposal | None:
         cost = self._cost(point)
-        if cost is None or not self.limits.allow(cost):
+        if cost is None or not self._admits(point, cost):
             return None
         recipe = self.space.recipe(point)
         return None if recipe.id in seen else Proposal(recipe, point, source, cost)
+
+    def _admits(self, point: Point, cost: Cost) -> bool:
+        """Whether the student is within the computed limits, and likely within the measured one."""
+        if not self._feasibility.limited:
+            return self.limits.allow(cost)
+        return self.limits.allow(cost) and self._feasibility.admits(self.space.recipe(point).student, cost)
+
+    def _log_chance(self, row: Rows) -> float:
+        """Log of the probability that the student of a row keeps to the measured limit."""
+        point = self._shrunk_row(row)
+        cost = self._cost(point)
+        chance = 0.0 if cost is None else self._feasibility.probability(self.space.recipe(point).student, cost)
+        return math.log(chance) if chance else -math.inf
 
     def _cost(self, point: Point) -> Cost | None:
         try:
@@ -218,11 +246,12 @@ class Sampler:
     def _with_largest_student(self, point: Point, named: set[str]) -> Point | None:
         """The point itself, or with the largest known student within the limits that leaves the `named` fields in place."""
         cost = self._cost(point)
-        if cost is not None and self.limits.allow(cost):
+        if cost is not None and self._admits(point, cost):
             return point
         candidates = [self._with_student(point, student) for student in self._allowed]
         kept = [other for other in candidates if all(other.get(name) == point[name] for name in named & set(point))]
-        return max(kept, key=self._params, default=None)
+        costs = [(other, self._cost(other)) for other in kept]
+        return max((p for p, c in costs if c is not None and self._admits(p, c)), key=self._params, default=None)
 
     def _with_student(self, point: Point, student: Point) -> Point:
         rest = {name: value for name, value in point.items() if not name.startswith("student.")}

@@ -15,7 +15,8 @@ from scipy.special import ndtri
 
 from autokd.engine.encoding import Encoding, Rows
 from autokd.engine.gaussian import Process, fit
-from autokd.engine.rungs import at_rung, best_and_newest, failed_towards
+from autokd.engine.rungs import best_and_newest, failed_towards, for_model, outcome
+from autokd.goals import goals_of
 from autokd.history import History
 
 LEAST = 3  # trials at a rung for it to get a process of its own
@@ -42,14 +43,14 @@ class Surrogate:
         return mean, np.sqrt(variance)
 
 
-def surrogate(history: History, encoding: Encoding) -> Surrogate | None:
-    """Fitted to a history; None while every rung has too few trials."""
+def surrogate(history: History, encoding: Encoding, key: str = "") -> Surrogate | None:
+    """Fitted to a history; None while every rung has too few trials. With several goals to one weighing of them, which `key` decides."""
     processes: list[Process] = []
     scored: dict[str, float] = {}
     tried = encoding.rows([])
     waiting = [trial for trial in history.running if trial.role == "search"]
     for rung in history.rungs:
-        here = scores(history, rung, scored)
+        here = scores(history, rung, scored, key)
         if len(here) < LEAST:  # a rung that all trials skip has none
             continue
         scored, chosen = here, best_and_newest([history.trials[name] for name in here], MOST)
@@ -64,16 +65,16 @@ def surrogate(history: History, encoding: Encoding) -> Surrogate | None:
     return replace(fitted, best=float(fitted.predict(tried)[0].max()))
 
 
-def scores(history: History, rung: int, below: dict[str, float]) -> dict[str, float]:
+def scores(history: History, rung: int, below: dict[str, float], key: str = "") -> dict[str, float]:
     """Trial -> score at one rung, best first; `below` are the scores of the rung below, empty at the first.
 
     Trials that failed on the way here come last. Equal trials have one place and one score. Of very many, the best and the newest.
     """
-    reached = best_and_newest(at_rung(history, rung), CONSIDERED)
+    reached, costs = best_and_newest(for_model(history, rung, key), CONSIDERED), goals_of(history)
     lost = failed_towards(history, rung)[-MOST:]
     alike: dict[object, list[str]] = {}  # outcome -> trials, best first
     for trial in reached:
-        alike.setdefault(trial.values[rung], []).append(trial.id)
+        alike.setdefault(outcome(trial, rung, costs), []).append(trial.id)
     places = (np.arange(len(alike)) + 0.5) / max(1, len(alike) + bool(lost))
     dealt = sorted((below[trial.id] for trial in reached if trial.id in below), reverse=True)
     if dealt:  # those that skipped the rung below are dealt in between

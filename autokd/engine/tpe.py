@@ -1,6 +1,7 @@
 """Optuna's multivariate, grouped TPE, fitted to one rung: for spaces of so many branches that no process learns them all.
 
-Values are ranks within the rung, failures are ranked worst, running trials are imputed (constant liar).
+Values are ranks within the rung (with several goals by one random weighing of them), failures are ranked worst, running trials are
+imputed (constant liar). Earlier searches are told as ranks, drawn towards the middle by how little they are trusted.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from autokd.engine.rungs import at_rung, best_and_newest
-from autokd.history import History, Trial
+from autokd.engine.prior import Prior
+from autokd.engine.rungs import best_and_newest, for_model
+from autokd.history import History
 from autokd.recipe import Value
 from autokd.space import Space
 from autokd.space_fields import Point
@@ -47,23 +49,25 @@ class Tpe:
             multivariate=True, group=True, constant_liar=True, n_startup_trials=0, seed=seed
         )
         study = optuna.create_study(direction="maximize", sampler=sampler)
-        ranked = best_and_newest(at_rung(history, rung), MOST)
+        ranked = best_and_newest(for_model(history, rung, key=str(seed)), MOST)
         failed = [t for t in history.in_role("search") if t.state == "failed"][-MOST // 2 :]
         for place, trial in enumerate(ranked):
-            study.add_trial(self.as_optuna(trial, 1 - place / (len(ranked) + bool(failed))))
+            study.add_trial(self.as_optuna(trial.point, 1 - place / (len(ranked) + bool(failed))))
         for trial in failed:
-            study.add_trial(self.as_optuna(trial, 0.0))
+            study.add_trial(self.as_optuna(trial.point, 0.0))
+        for point, value in Prior.of(history).told(history, own=len(ranked)):
+            study.add_trial(self.as_optuna(point, value))
         for trial in history.running:
             if trial.role == "search" and rung not in trial.values:
-                study.add_trial(self.as_optuna(trial, None))
+                study.add_trial(self.as_optuna(trial.point, None))
         return study
 
-    def as_optuna(self, trial: Trial, value: float | None) -> optuna.trial.FrozenTrial:
+    def as_optuna(self, point: Point, value: float | None) -> optuna.trial.FrozenTrial:
         import optuna
 
-        key = tuple(trial.point.items())
+        key = tuple(point.items())
         if key not in self._recorded:
-            recorder = _Recorder(trial.point)
+            recorder = _Recorder(point)
             self.space.suggest(recorder)
             self._recorded[key] = recorder
         known = self._recorded[key]

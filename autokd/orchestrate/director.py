@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from autokd.engine.engine import BeginFinals, Engine, Finish, Resume, Start, Wait
-from autokd.errors import TrialFailure
+from autokd.errors import Infeasible, TrialFailure
 from autokd.history import History
 from autokd.ledger import Ledger
 from autokd.orders import Order, Report
@@ -30,7 +30,8 @@ class Director:
         """Work for one free lane; Wait until something running reports; or Finish."""
         decision = self.engine.propose(self.history, self.ledger.elapsed)
         if isinstance(decision, BeginFinals):
-            self.ledger.append("finals", winner=decision.winner, seeds=list(decision.seeds))
+            others = {"front": list(decision.front)} if decision.front else {}
+            self.ledger.append("finals", winner=decision.winner, seeds=list(decision.seeds), **others)
             decision = self.engine.propose(self.history, self.ledger.elapsed)
         if isinstance(decision, Start):
             self._record_start(decision)
@@ -46,6 +47,8 @@ class Director:
         """A trial came to a rung, or to its deadline."""
         if report.retries:
             self.retried(report.trial, "a checkpoint or worker was lost; went on from what was left")
+        if report.latency_ms is not None:
+            self._probed(report.trial, report.latency_ms, feasible=True)
         self.ledger.append(
             "rung",
             trial=report.trial,
@@ -62,6 +65,9 @@ class Director:
 
     def failed(self, trial: str, failure: Exception) -> None:
         """A trial is over without a value. A TrialFailure knows its reason; anything else is a dead worker."""
+        if isinstance(failure, Infeasible):
+            self._probed(trial, failure.latency_ms, feasible=False)
+            return
         reason = failure.reason if isinstance(failure, TrialFailure) else "worker"
         message = str(failure).strip() or type(failure).__name__
         self.ledger.append("fail", trial=trial, reason=reason, message=message.splitlines()[0][:500])
@@ -70,6 +76,10 @@ class Director:
         self.ledger.append("retry", trial=trial, message=message.splitlines()[0][:500])
 
     # ---- inside
+
+    def _probed(self, trial: str, latency_ms: float, feasible: bool) -> None:
+        architecture = self.history.trials[trial].recipe.student.key
+        self.ledger.append("probe", trial=trial, architecture=architecture, latency_ms=latency_ms, feasible=feasible)
 
     def _record_start(self, start: Start) -> None:
         self.ledger.append(
@@ -83,6 +93,8 @@ class Director:
             to=start.to,
             params=start.cost.params,
             flops=start.cost.flops,
+            bytes=start.cost.bytes,
+            memory=start.cost.memory,
             group=start.group,
         )
 
@@ -98,4 +110,5 @@ class Director:
             total=self.history.rungs[-1],
             start=trial.epoch,
             deadline=deadline,
+            probe=self.history.to_probe(trial),
         )

@@ -10,8 +10,10 @@ import numpy as np
 
 from autokd import words
 from autokd.report import views
+from autokd.report.fronts import draw_front
 from autokd.report.style import (
     CLEAR,
+    CONTROL_MARKERS,
     FAINT,
     ROLE_COLOURS,
     ROLE_WORDS,
@@ -26,7 +28,7 @@ from autokd.result import Result
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-MARKERS = {"winner": "diamond", "no_kd": "square", "default_kd": "triangle-up"}
+MARKERS = {"winner": "diamond", **CONTROL_MARKERS}
 CONFIG = {"displayModeBar": False, "responsive": True}
 GRID = "rgba(128,128,128,0.22)"
 TEXT = "#555555"  # until the page's script sets the reader's light or dark colours
@@ -298,6 +300,15 @@ def _ablation(result: Result) -> Figure | None:
     return figure
 
 
+def _front(result: Result) -> Figure | None:
+    figure = draw_front(result)
+    if figure is not None:
+        figure.update_layout(LAYOUT)
+        figure.update_xaxes(gridcolor=GRID, zeroline=False)
+        figure.update_yaxes(gridcolor=GRID, zeroline=False)
+    return figure
+
+
 def _finals(result: Result) -> Figure | None:
     from plotly.subplots import make_subplots
 
@@ -351,6 +362,7 @@ def _costs(result: Result) -> Figure | None:
 
 CHARTS: dict[str, Callable[[Result], Figure | None]] = {
     "pareto": _pareto,
+    "front": _front,
     "finals": _finals,
     "timeline": _timeline,
     "curves": _curves,

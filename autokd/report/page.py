@@ -13,19 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from autokd import words
+from autokd.finals import standing
 from autokd.history import Trial
 from autokd.report.charts import draw_charts
+from autokd.report.fronts import front_head, front_rows
 from autokd.report.images import write_images
 from autokd.report.style import TITLES
 from autokd.report.tables import write_tables
 from autokd.report.views import MOST_CURVES
-from autokd.result import Result, standing
+from autokd.result import Result
 from autokd.summary import ablation_words, plan_lines, row_words, state_words
 
 TOP = 20
 CAPTIONS = {
     "pareto": "Each trial at the last epoch it reached; large dots were trained to the end. "
     "Values of different epochs are not comparable with each other.",
+    "front": "Trials at the highest rung; the orange ones are those than which no other is better in every goal. Controls have the "
+    "winner's architecture.",
     "finals": "One dot for each seed, bars are means. All students have the same architecture.",
     "timeline": "One dot for each time a trial was measured, darker with more epochs.",
     "curves": "Dotted lines are the rungs, where trials are compared and the better ones go on. "
@@ -86,8 +90,12 @@ def write_report(result: Result, folder: str | Path) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_images(result, folder)
-    if result.recipe is not None:
-        (folder / "recipe.json").write_text(json.dumps(result.recipe.to_dict(), indent=2) + "\n", encoding="utf-8")
+    if result.leading is not None:
+        recipe = json.dumps(result.leading.recipe.to_dict(), indent=2)
+        (folder / "recipe.json").write_text(recipe + "\n", encoding="utf-8")
+    if result.pareto():
+        found = json.dumps([member.to_dict() for member in result.pareto()], indent=2)
+        (folder / "front.json").write_text(found + "\n", encoding="utf-8")
     write_tables(result, folder)
     path = folder / "index.html"
     path.write_text(_page(result, folder), encoding="utf-8")
@@ -101,8 +109,9 @@ def _page(result: Result, folder: Path) -> str:
         _section("Result", _final_table(result) + _honest_words(result)),
         _note("Charts: hover for the recipe, drag to zoom, double-click to reset." if charts else ""),
         _chart("pareto", charts),
+        _front(result, charts),
         _section("The winning recipe", _recipe(result, folder)),
-        *(_chart(name, charts) + _after(name, result) for name in TITLES if name != "pareto"),
+        *(_chart(name, charts) + _after(name, result) for name in TITLES if name not in ("pareto", "front")),
         _section(f"Best trials of {len(result.history.trials)}", _top_trials(result)),
         _section("Failures", _failures(result)),
         _section("Plan and settings", _settings(result)),
@@ -168,6 +177,17 @@ def _chart(name: str, charts: dict[str, str]) -> str:
     )
 
 
+def _front(result: Result, charts: dict[str, str]) -> str:
+    """Chart and table of the front; nothing where there is one goal."""
+    rows = front_rows(result)
+    if not rows:
+        return ""
+    prefer = result.head.get("prefer")
+    told = f"Preferred: {prefer}." if prefer else "No preference was stated: result.choose(…) takes one of them."
+    note = f"{told} Each stands here by its value in the search, which favours the lucky; the retrained means do not."
+    return _chart("front", charts) + _note(note) + _table(front_head(result), rows, left=2)
+
+
 def _after(name: str, result: Result) -> str:
     """What is said below a figure."""
     found = result.importance() if name == "importance" else None
@@ -183,7 +203,7 @@ def _ablation(result: Result) -> str:
 
 
 def _recipe(result: Result, folder: Path) -> str:
-    best = result.best
+    best = result.leading
     if best is None:
         return _note("No trial has a value yet.")
     cost = f"Trial {best.trial}, {words.flops(best.flops)}, {words.duration(best.seconds)} of training."

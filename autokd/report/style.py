@@ -27,9 +27,12 @@ ROLE_WORDS = {
     "default_kd": "default KD",
     "ablation": "ablation",
 }
+CONTROL_MARKERS = {"no_kd": "square", "default_kd": "triangle-up"}
 CLEAR, FAINT, BETTER = "#7B3FA0", "#B8B8B8", "#2E8B57"  # more than noise, not told from it, better than the winner
+FRONT = "#D55E00"
 TITLES = {
     "pareto": "Quality against size",
+    "front": "The front",
     "finals": "Final comparison",
     "timeline": "Best student over time",
     "curves": "Learning curves",

@@ -12,10 +12,11 @@ import numpy as np
 from autokd import words
 from autokd.ablation import ROLE as ABLATION
 from autokd.ablation import Ablation
+from autokd.finals import Row
 from autokd.history import Trial
 from autokd.importance import FieldImportance
 from autokd.recipe import Value
-from autokd.result import Result, Row
+from autokd.result import Result
 
 MOST_CURVES = 150  # drawn; of more, those that came far and an even choice of the rest
 MOST_STRIPS = 8

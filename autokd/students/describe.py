@@ -1,4 +1,4 @@
-"""What a student costs, told from its spec without training it: parameters and FLOPs.
+"""What a student costs, told from its spec without training it: parameters, FLOPs, bytes, memory of its activations.
 
 FLOPs are 2 x the multiply-accumulates of convolutions and matrix products for one sample, as torch's FlopCounterMode
 counts them; batch norm, activations and pooling are left out, as in most papers (which often print half: MACs).
@@ -17,6 +17,7 @@ from autokd.constraints import Cost
 from autokd.errors import InputError
 from autokd.protocols import StudentFamily
 from autokd.recipe import Value
+from autokd.students.memory import PeakMemory
 from autokd.students.norm import BatchNorm
 from autokd.students.tap import logits_of
 
@@ -32,7 +33,7 @@ def describe(
     classes: int,
     name: str | None = None,
 ) -> Cost:
-    """Parameters and FLOPs of `family.build(spec, …)`, remembered. Raises InputError where it cannot be built or run.
+    """The cost of `family.build(spec, …)`, remembered. Raises InputError where it cannot be built or run.
 
     Built on torch's meta device, so that no weight is drawn and nothing computed; a family that cannot be built there
     is built for real. Torch's generators are left as they were. `name` is for the message.
@@ -50,7 +51,7 @@ def describe(
 
 
 def count(module: nn.Module, input_shape: tuple[int, ...]) -> Cost:
-    """Parameters and FLOPs of any network, by running it on one sample of zeros where it lies. Modes are put back."""
+    """The cost of any network, by running it on one sample of zeros where it lies. Modes are put back."""
     return _run(module, input_shape)[0]
 
 
@@ -91,17 +92,19 @@ def _run(module: nn.Module, input_shape: tuple[int, ...], disposable: bool = Fal
     from torch.utils.flop_counter import FlopCounterMode  # late: 0.2 s
 
     params = sum(parameter.numel() for parameter in module.parameters())
+    weights = list({id(tensor): tensor for tensor in module.state_dict(keep_vars=True).values()}.values())
+    size = sum(tensor.nbytes for tensor in weights)
     if disposable:
         _drop_norms(module)
     modes = {part: part.training for part in module.modules()}
     try:
         module.eval()
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter, PeakMemory(weights) as memory:
             logits: Tensor = logits_of(module(_zeros(module, input_shape)))
     finally:
         for part, training in modes.items():
             part.training = training
-    return Cost(params, counter.get_total_flops()), logits.shape
+    return Cost(params, counter.get_total_flops(), size, memory.most), logits.shape
 
 
 def _drop_norms(module: nn.Module) -> None:

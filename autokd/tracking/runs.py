@@ -20,22 +20,22 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from autokd.ablation import ROLE as ABLATION
 from autokd.ablation import ablations, change_of
+from autokd.finals import standing
 from autokd.history import History, Trial
 from autokd.importance import importance
 from autokd.ledger import Event
-from autokd.result import standing
 from autokd.tracking.address import redact
 
 SEARCH = ""  # the key of the search's own run; trials go by their id
 POINTS = 100  # about so many points of each metric of a trial: a page of curves slows down with more
 STATUS = {"running": "RUNNING", "interrupted": "KILLED", "failed": "FAILED"}  # by state; all else has FINISHED
 
-_NOT_PARAMS = {"n", "time", "elapsed", "event", "search_id", "name", "plan", "space"}
+_NOT_PARAMS = {"n", "time", "elapsed", "event", "search_id", "name", "plan", "space", "warm_start"}
 
 
 @dataclass
@@ -112,12 +112,17 @@ class Runs:
     def _on_search(self, event: Event, _: Trial | None, now: int) -> None:
         told = {name: value for name, value in event.items() if name not in _NOT_PARAMS}
         space = event.get("space")
+        earlier = (event.get("warm_start") or {}).get("sources") or ()
+        told["warm_start"] = ", ".join(str(each.get("name")) for each in earlier) or None
         told["space"] = space.get("name") if isinstance(space, dict) else space
         self._of(SEARCH).params.update(list(_flat("", told))[:100])
 
     def _on_start(self, event: Event, trial: Trial, now: int) -> None:
-        told = trial.recipe.flat() | {"seed": trial.seed, "params": trial.params, "flops": trial.flops}
+        told = trial.recipe.flat() | {"seed": trial.seed} | {name: n for name, n in asdict(trial.cost).items() if n}
         self._of(trial.id).params.update({_name(name): str(value)[:500] for name, value in told.items()})
+
+    def _on_probe(self, event: Event, trial: Trial, now: int) -> None:
+        self._of(trial.id).metrics.append(("latency_ms", float(event["latency_ms"]), now, 0))
 
     def _on_rung(self, event: Event, trial: Trial, now: int) -> None:
         news, last = self._of(trial.id), event["epoch"]
@@ -144,6 +149,8 @@ class Runs:
 
     def _on_finals(self, event: Event, _: Trial | None, now: int) -> None:
         self._of(SEARCH).tags["autokd.winner"] = str(event["winner"])
+        if event.get("front"):
+            self._of(SEARCH).tags["autokd.front"] = ", ".join(map(str, event["front"]))[:2000]
 
     def _on_test(self, event: Event, trial: Trial | None, now: int) -> None:
         values = self._tests.setdefault(event["role"], [])

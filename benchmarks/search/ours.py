@@ -7,6 +7,7 @@ judged as all others are: by what leads when the search's budget is spent.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from autokd.budget import Budget
@@ -47,12 +48,14 @@ class Simulation:
         lanes: int = 1,
         limits: Limits | None = None,
         faults: Faults | None = None,
+        goals: Sequence[str] = (),
     ) -> None:
         self.table, self.seed, self.budget, self.lanes = table, seed, budget, lanes
         self.clock = Clock()
         self.ledger = Ledger(folder / "ledger.jsonl", clock=self.clock)
         self.engine = SearchOnly(table.space, limits or Limits(), table.cost, TEACHER, lanes, seed)
-        self.ledger.append("search", rungs=list(rungs_for(table.epochs)), budget=budget.to_dict(), seed=seed)
+        head = {"rungs": list(rungs_for(table.epochs)), "budget": budget.to_dict(), "seed": seed}
+        self.ledger.append("search", **head, goals=list(goals))
         self.director = Director(self.engine, self.ledger, self.clock)
         self.trainer = LookUp(self._training, self.clock, faults)
 

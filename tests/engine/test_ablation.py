@@ -240,12 +240,21 @@ def test_differences_are_those_of_the_world(tmp_path: Path) -> None:
     assert lost.instead_of == "" and "points of validation accuracy" in lost.sentence()
 
 
+def test_the_front_is_retrained_before_the_winner_is_taken_apart(tmp_path: Path) -> None:
+    run = search(tmp_path, budget("trials", 24), when=True)
+    run.ledger.append("search", rungs=list(RUNGS), budget=run.budget, seed=0, goals=["accuracy", "params"])
+    history, roles = run().history, [e["role"] for e in run.events if e["event"] == "start"]
+    assert history.front and all(len(history.finals("winner", of=name)) == 3 for name in history.front)
+    assert ablated(run) and {trial.group for trial in ablated(run)} == {history.winner}
+    assert set(roles[roles.index(ROLE) :]) == {ROLE}
+
+
 def trained(role: str, seed: int, value: float, change: str = "", state: str = "complete") -> Trial:
     best = winner()
     source = f"ablation: {change}" if change else "final"
     name = f"t0007-{role}-{seed}-{change}"
-    trial = Trial(name, role, best.recipe, {}, source, seed, 1, 1, 0.0, "t0007", state, 18, 18)  # type: ignore[arg-type]
-    trial.values = {18: (value, 0.0)}
+    trial = Trial(name, role, best.recipe, {}, source, seed, 1, 1, 0.0, group="t0007", to=18, epoch=18)
+    trial.state, trial.values = state, {18: (value, 0.0)}  # type: ignore[assignment]
     return trial
 
 

@@ -258,7 +258,7 @@ def test_tpe_sees_one_rung_with_failures_worst(tmp_path: Path) -> None:
         here = at_rung(found, rung)
         here[0].state = "running"  # sent on: it keeps its rank and is not imputed
         *known, imputed = tpe.study(found, rung, seed=0).trials
-        expected = [tpe.as_optuna(each, None).params for each in (*here, *failed, new)]
+        expected = [tpe.as_optuna(each.point, None).params for each in (*here, *failed, new)]
         assert [each.params for each in (*known, imputed)] == expected
         values = [each.value for each in known]
         assert values == sorted(values, reverse=True) and min(values[: len(here)]) > 0
@@ -269,7 +269,7 @@ def test_tpe_sees_one_rung_with_failures_worst(tmp_path: Path) -> None:
 def test_points_that_are_replayed_to_tpe_keep_their_conditions(tmp_path: Path) -> None:
     tpe = Tpe(SPACE)
     for each in Run(tmp_path, budget("trials", 30))().history.in_role("search"):
-        frozen = tpe.as_optuna(each, 0.5)
+        frozen = tpe.as_optuna(each.point, 0.5)
         active = {entry.name for entry in SPACE.active(each.point) if entry.searched}
         assert set(frozen.params) == active and all(frozen.params[name] == each.point[name] for name in active)
 

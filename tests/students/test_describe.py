@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from autokd.errors import InputError
@@ -17,7 +19,9 @@ torch.set_num_threads(1)
 
 def test_flops_are_twice_the_multiply_accumulates_of_one_sample():
     conv = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1, bias=True), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 6 * 4, 7))
-    assert count(conv, (3, 6, 4)) == Cost(3 * 5 * 9 + 5 + 120 * 7 + 7, 2 * (3 * 5 * 9 * 24 + 120 * 7))
+    weights = 3 * 5 * 9 + 5 + 120 * 7 + 7
+    memory = 4 * (3 * 6 * 4 + 2 * 120)  # the input, what the convolution put out, and the rectifier's copy of it
+    assert count(conv, (3, 6, 4)) == Cost(weights, 2 * (3 * 5 * 9 * 24 + 120 * 7), 4 * weights, memory)
 
 
 def test_count_leaves_modes_and_statistics_alone():
@@ -31,7 +35,27 @@ def test_count_leaves_modes_and_statistics_alone():
 
 def test_shared_weights_count_once():
     layer = nn.Linear(4, 4)
-    assert count(nn.Sequential(layer, layer), (4,)) == Cost(20, 64)
+    assert count(nn.Sequential(layer, layer), (4,)) == Cost(20, 64, bytes=80, memory=4 * 4 * 3)
+
+
+def test_memory_follows_what_is_alive():
+    """A residual sum holds its skip; views and what is written in place hold nothing of their own."""
+
+    class Residual(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            kept = x.flatten(1).unflatten(1, (2, 3)).mul(2).relu_()
+            return kept.mul(3).mul(4).add_(kept).flatten(1)[:, :2]
+
+    assert count(Residual(), (6,)).memory == 4 * (6 + 3 * 6)
+
+
+def test_bytes_are_those_of_the_delivered_weights(tmp_path: Path):
+    module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2))
+    tensors = dict(module.state_dict())
+    assert count(module, (1, 8, 8)).bytes == sum(t.nbytes for t in tensors.values())
+    save_file(tensors, tmp_path / "weights.safetensors")
+    header = int.from_bytes((tmp_path / "weights.safetensors").read_bytes()[:8], "little") + 8
+    assert (tmp_path / "weights.safetensors").stat().st_size - header == count(module, (1, 8, 8)).bytes
 
 
 class NeedsNumbers(nn.Module):
@@ -49,7 +73,7 @@ class NeedsNumbers(nn.Module):
 
 def test_falls_back_to_a_real_module_and_keeps_the_generator():
     before = torch.get_rng_state()
-    assert describe(resolve(NeedsNumbers), {}, (4,), 3) == Cost(15, 24)
+    assert describe(resolve(NeedsNumbers), {}, (4,), 3) == Cost(15, 24, bytes=60, memory=4 * (4 + 3))
     assert torch.equal(before, torch.get_rng_state())
 
 
