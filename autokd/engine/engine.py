@@ -229,7 +229,7 @@ class Engine:
         """Whether full trainings of these recipes are expected to end within the budget."""
         budget, full = Budget.from_dict(history.budget), history.rungs[-1]
         if budget.kind == "trials":
-            begun = len(history.in_role("search", ABLATION))
+            begun = len(history.in_role("search")) + len(history.in_role(ABLATION))
             return begun + len(recipes) <= budget.amount * (1 + self.ablation.share)
         if budget.kind == "epochs":
             return _used(history) + full * len(recipes) <= budget.amount
