@@ -30,7 +30,7 @@ KINDS: dict[str, Callable[[Point], bool]] = {  # of recipes, by what the student
     "dist": lambda point: point["select.logits"] == "dist",
     "at beside": lambda point: point.get("select.beside") == "at",
     "rkd beside": lambda point: point.get("select.beside") == "rkd",
-    "peers": lambda point: point["select.company"] == "mutual",
+    "peers": lambda point: point.get("select.company") == "mutual",
     "jda": lambda point: point["augment.policy"] == "jda",
 }
 
