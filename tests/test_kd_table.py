@@ -190,8 +190,8 @@ def test_another_space_needs_another_folder(tmp_path: Path) -> None:
 
 def test_digits_are_split_without_overlap() -> None:
     rows = kd_problems.digits(Path())
-    assert [len(y) for _, y in rows] == [320, 320, 1000]
-    assert np.bincount(rows.student[1]).tolist() == [32] * 10
+    assert [len(y) for _, y in rows] == [400, 400, 800]
+    assert np.bincount(rows.student[1]).tolist() == [40] * 10
 
 
 def test_shrunk_images_are_means() -> None:

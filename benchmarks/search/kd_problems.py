@@ -1,7 +1,7 @@
 """The two problems of the KD table: small real images and the teacher that knows them, each made once on a machine.
 
 The validation rows decide every rank in the table, so they are many and the training rows few. A student of the digits sees the very
-rows its teacher was trained on; on Fashion-MNIST the teacher has seen 25 times as many, as with a teacher from elsewhere.
+rows its teacher was trained on; on Fashion-MNIST the teacher has seen twenty times as many, as with a teacher from elsewhere.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from autokd.teacher import Teacher
 from benchmarks.core.images import READERS, balanced
 
 TEACHER = {"width": 16, "depth1": 1, "depth2": 1, "depth3": 1}  # a resnet
-DIGITS_ROWS, DIGITS_HELD = 320, 1_000  # for training, for validation
-FASHION_ROWS, FASHION_TAUGHT, FASHION_HELD = 320, 8_000, 1_500  # for students, for the teacher, for validation
+DIGITS_ROWS, DIGITS_HELD = 400, 800  # for training, for validation
+FASHION_ROWS, FASHION_TAUGHT, FASHION_HELD = 400, 8_000, 1_000  # for students, for the teacher, for validation
 
 
 Pair = tuple[NDArray[Any], NDArray[Any]]  # images and labels
