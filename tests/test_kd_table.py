@@ -223,3 +223,20 @@ def test_a_training_and_its_failure(place: Place) -> None:
     assert broken["failed"]["reason"] == "nan" and len(broken["accuracy"]) < 3
     unfit = Recipe.from_flat(values | {"terms.at.weight": 1.0})
     assert kd_training.train(Job("digits", 2, unfit, 0), 3, place)["failed"]["reason"] == "exception"
+
+
+# ---- the page
+
+
+def test_the_page_tells_what_is_in_the_file(table: KDTable) -> None:
+    page = (PATH.parent / "KD_TABLE.md").read_text()
+    for title in ("Sizes", "Noise", "Early epochs", "Failures"):  # the forests of "What matters" take too long
+        assert kd_facts.markdown(*kd_facts.PARTS[title](table)) in page, f"run kd_facts --into: '{title}' is old"
+    assert "(to be filled)" not in page
+
+
+def test_tables_are_put_under_their_headings() -> None:
+    page = "# Page\n\n## Sizes\n\nold\nold\n\nkept\n\n## Noise\n\nold\n\nend\n"
+    assert kd_facts.filled(page, {"Sizes": "new"}) == page.replace("old\nold", "new")
+    with pytest.raises(InputError, match="heading '## Failures'"):
+        kd_facts.filled(page, {"Failures": "new"})
