@@ -124,7 +124,7 @@ def sizes(table: KDTable) -> tuple[list[str], list[list[str]]]:
         "its rows",
         "best recipe",
         "median",
-        "epoch, median s",
+        "seconds of an epoch, median and most",
     ]
     rows = []
     for at, about in enumerate(table.about["problems"]):
@@ -139,7 +139,7 @@ def sizes(table: KDTable) -> tuple[list[str], list[list[str]]]:
                 f"{teacher['rows']:,}",
                 f"{ends.max():.1%}",
                 f"{np.median(ends):.1%}",
-                " to ".join(cost),
+                " and ".join(cost),
             ]
         )
     return heads, rows
