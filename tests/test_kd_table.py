@@ -84,7 +84,7 @@ def test_recipes_differ_by_far_more_than_seeds(table: KDTable) -> None:
     for at, about in enumerate(table.about["problems"]):
         ends = kd_facts.final(table, at)
         everything, best = np.ones(len(ends), dtype=bool), ends >= np.median(ends)
-        assert ends.std() > 5 * kd_facts.seed_noise(table, at, everything)
+        assert ends.std() > 3 * kd_facts.seed_noise(table, at, everything)
         assert ends[best].std() > 1.5 * kd_facts.seed_noise(table, at, best)
         assert ends.max() > 0.8 * about["teacher"]["accuracy"]
 
@@ -190,8 +190,8 @@ def test_another_space_needs_another_folder(tmp_path: Path) -> None:
 
 def test_digits_are_split_without_overlap() -> None:
     rows = kd_problems.digits(Path())
-    assert [len(y) for _, y in rows] == [480, 480, 1317]
-    assert np.bincount(rows.student[1]).tolist() == [48] * 10
+    assert [len(y) for _, y in rows] == [400, 400, 800]
+    assert np.bincount(rows.student[1]).tolist() == [40] * 10
 
 
 def test_shrunk_images_are_means() -> None:
@@ -223,3 +223,20 @@ def test_a_training_and_its_failure(place: Place) -> None:
     assert broken["failed"]["reason"] == "nan" and len(broken["accuracy"]) < 3
     unfit = Recipe.from_flat(values | {"terms.at.weight": 1.0})
     assert kd_training.train(Job("digits", 2, unfit, 0), 3, place)["failed"]["reason"] == "exception"
+
+
+# ---- the page
+
+
+def test_the_page_tells_what_is_in_the_file(table: KDTable) -> None:
+    page = (PATH.parent / "KD_TABLE.md").read_text()
+    for title in ("Sizes", "Noise", "Early epochs", "Failures"):  # the forests of "What matters" take too long
+        assert kd_facts.markdown(*kd_facts.PARTS[title](table)) in page, f"run kd_facts --into: '{title}' is old"
+    assert "(to be filled)" not in page
+
+
+def test_tables_are_put_under_their_headings() -> None:
+    page = "# Page\n\n## Sizes\n\nold\nold\n\nkept\n\n## Noise\n\nold\n\nend\n"
+    assert kd_facts.filled(page, {"Sizes": "new"}) == page.replace("old\nold", "new")
+    with pytest.raises(InputError, match="heading '## Failures'"):
+        kd_facts.filled(page, {"Failures": "new"})

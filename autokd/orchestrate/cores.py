@@ -55,14 +55,14 @@ class Cores:
     def __init__(self, cluster: Cluster, materials: Materials, device: str, cohort: int = 1) -> None:
         """Returns at once. `cohort`: the trials each lane is expected to have at a time."""
         self._cluster, self._device = cluster, device
-        self._materials = [ray.put(materials)]  # in a list: handed on as a reference, fetched by each core once
+        self.materials = [ray.put(materials)]  # in a list: handed on as a reference, fetched by each core once
         self._start(GPU_ORDERS if cluster.gpus else cohort)
 
     def measure(self, recipe: Recipe, count_lanes: bool) -> Any:
         """What one lane measures while all others are warm and idle, so that nothing but it is timed. Raises ClusterError."""
         try:
             ray.get(self._warming)
-            return ray.get(self._actors[0].measure.remote(recipe, self._device, count_lanes))
+            return ray.get(self._actors[0].measure.remote(self.materials, recipe, self._device, count_lanes))
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
             if isinstance(cause, AutokdError):
@@ -94,8 +94,8 @@ class Cores:
             scheduling_strategy="SPREAD",
         )
         path = [each or os.getcwd() for each in sys.path]
-        self._actors: list[Any] = [remote.remote(self._materials, path) for _ in range(gpus or self._cluster.lanes)]
-        self._warming = [actor.warm_up.remote(self._device) for actor in self._actors]
+        self._actors: list[Any] = [remote.remote(path) for _ in range(gpus or self._cluster.lanes)]
+        self._warming = [actor.warm_up.remote(self.materials, self._device) for actor in self._actors]
 
 
 @contextmanager
@@ -108,11 +108,11 @@ def started(cluster: Cluster, materials: Materials, device: str, cohort: int = 1
         cores.close()
 
 
-def advance(core: Any, builder: list[Any], folder: str, order: Order) -> Report:
+def advance(core: Any, materials: list[Any], builder: list[Any], folder: str, order: Order) -> Report:
     """The core's answer; if the core dies, what its successor answers. Raises TrialFailure."""
     for attempt in range(MOST_RETRIES + 1):
         try:
-            report: Report = ray.get(core.advance.remote(builder, folder, order))
+            report: Report = ray.get(core.advance.remote(materials, builder, folder, order))
             return replace(report, retries=report.retries + attempt)
         except RayTaskError as error:
             raise _cause(error) from None
@@ -127,39 +127,41 @@ def advance(core: Any, builder: list[Any], folder: str, order: Order) -> Report:
 class _CoreActor:
     """A training core in a process of its own, opened with the first order and again after a restart."""
 
-    def __init__(self, materials: list[Any], path: list[str]) -> None:
-        """`path` is the driver's sys.path: Ray hands on its script's folder only, and not what was added later."""
+    def __init__(self, path: list[str]) -> None:
+        """`path` is the driver's sys.path: Ray hands on its script's folder only, and not what was added later.
+
+        Materials come with each call: Ray warns of references among the arguments of an actor that it may restart.
+        """
         sys.path.extend(each for each in path if each not in sys.path)
-        self._reference = materials[0]
-        self._fetched: Materials | None = None
+        self._materials: Materials | None = None
         self._core: Core | None = None
         self._opening = Lock()  # several trials may be at work on one core
 
-    def warm_up(self, device: str) -> None:
+    def warm_up(self, materials: list[Any], device: str) -> None:
         with self._opening:
-            self._materials.warm_up(device)
+            self._unpacked(materials).warm_up(device)
 
-    def measure(self, recipe: Recipe, device: str, count_lanes: bool) -> Any:
-        return self._materials.measure(recipe, device, count_lanes)
+    def measure(self, materials: list[Any], recipe: Recipe, device: str, count_lanes: bool) -> Any:
+        with self._opening:
+            return self._unpacked(materials).measure(recipe, device, count_lanes)
 
-    def advance(self, builder: list[Any], folder: str, order: Order) -> Report:
+    def advance(self, materials: list[Any], builder: list[Any], folder: str, order: Order) -> Report:
         with self._opening:
             if self._core is None:
                 if not Path(folder).is_dir():
                     raise ClusterError(f"every node must see the run folder, {folder}; use a run_dir on shared storage")
                 made: Builder = ray.get(builder[0])
-                self._core = made.build(self._materials)
+                self._core = made.build(self._unpacked(materials))
         return self._core.advance(order)
 
     def ready(self) -> int:
         return os.getpid()
 
-    @property
-    def _materials(self) -> Materials:
-        """Unpacking them imports torch."""
-        if self._fetched is None:
-            self._fetched = ray.get(self._reference)
-        return self._fetched
+    def _unpacked(self, materials: list[Any]) -> Materials:
+        """Fetched once, which imports torch."""
+        if self._materials is None:
+            self._materials = ray.get(materials[0])
+        return self._materials
 
 
 def _wait_for_restart(core: Any) -> None:

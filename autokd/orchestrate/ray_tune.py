@@ -61,7 +61,7 @@ class RayLanes:
         places = _Places(self.cores.places(self.lanes, builder.cohort))
         searcher = EngineSearcher(director, places)
         trial = tune.with_parameters(
-            LaneTrainable, places=(places.actors, [ray.put(builder)], str(folder))
+            LaneTrainable, places=(places.actors, self.cores.materials, [ray.put(builder)], str(folder))
         )  # the reference in a list: handed on as such
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(len(places.actors))
         with tempfile.TemporaryDirectory(prefix="autokd-tune-", dir=None if self.cluster.ours else folder) as scratch:
@@ -105,8 +105,10 @@ class _Places:
 class LaneTrainable(tune.Trainable):
     """A Tune trial: hands its order to the core of its lane and waits. One step is one rung. Imports no torch."""
 
-    def setup(self, config: dict[str, Any], places: tuple[list[Any], list[Any], str] = ([], [], "")) -> None:
-        self._actors, self._builder, self._folder = places
+    def setup(
+        self, config: dict[str, Any], places: tuple[list[Any], list[Any], list[Any], str] = ([], [], [], "")
+    ) -> None:
+        self._actors, self._materials, self._builder, self._folder = places
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         return True
@@ -114,7 +116,8 @@ class LaneTrainable(tune.Trainable):
     def step(self) -> dict[str, Any]:
         order: Order = self.config["order"]
         try:
-            report = advance(self._actors[self.config["lane"]], self._builder, self._folder, order)
+            core = self._actors[self.config["lane"]]
+            report = advance(core, self._materials, self._builder, self._folder, order)
         except TrialFailure as failure:
             return {"failure": failure, VALUE: 0.0}
         return {"report": report, VALUE: report.value}

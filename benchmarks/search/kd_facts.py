@@ -1,12 +1,13 @@
-"""What the KD table is like, in the tables of KD_TABLE.md: noise, early ranks, what matters, failures.
+"""What the KD table is like, in the tables of KD_TABLE.md: sizes, noise, early ranks, what matters, failures.
 
-python -m benchmarks.search.kd_facts [--table FILE]
+python -m benchmarks.search.kd_facts [--table FILE] [--into KD_TABLE.md]
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from scipy.stats import rankdata, spearmanr
 from sklearn.ensemble import RandomForestRegressor
 
 from autokd.arguments import vocabulary
+from autokd.errors import InputError
 from autokd.space import Space
 from autokd.space_fields import Point
 from autokd.space_names import split
@@ -30,7 +32,7 @@ KINDS: dict[str, Callable[[Point], bool]] = {  # of recipes, by what the student
     "dist": lambda point: point["select.logits"] == "dist",
     "at beside": lambda point: point.get("select.beside") == "at",
     "rkd beside": lambda point: point.get("select.beside") == "rkd",
-    "peers": lambda point: point["select.company"] == "mutual",
+    "peers": lambda point: point.get("select.company") == "mutual",
     "jda": lambda point: point["augment.policy"] == "jda",
 }
 
@@ -38,10 +40,26 @@ KINDS: dict[str, Callable[[Point], bool]] = {  # of recipes, by what the student
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--table", default=str(PATH), metavar="FILE")
-    table = KDTable.load(parser.parse_args().table)
-    for part in (sizes, noise, early, importance, failures):
-        heads, rows = part(table)
-        print(f"{markdown(heads, rows)}\n")
+    parser.add_argument("--into", metavar="FILE", help="a page whose text after each heading of these is replaced")
+    arguments = parser.parse_args()
+    table = KDTable.load(arguments.table)
+    told = {title: markdown(*part(table)) for title, part in PARTS.items()}
+    if arguments.into:
+        page = Path(arguments.into)
+        page.write_text(filled(page.read_text(), told))
+    else:
+        print("\n\n".join(f"## {title}\n\n{text}" for title, text in told.items()))
+
+
+def filled(page: str, told: Mapping[str, str]) -> str:
+    """The page with these tables in place of those that follow the headings of their names."""
+    for title, text in told.items():
+        head, found, rest = page.partition(f"## {title}\n\n")
+        if not found:
+            raise InputError(f"the page must have a heading '## {title}', got none; add it")
+        _, _, after = rest.partition("\n\n")
+        page = f"{head}{found}{text}\n\n{after}"
+    return page
 
 
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -106,7 +124,7 @@ def sizes(table: KDTable) -> tuple[list[str], list[list[str]]]:
         "its rows",
         "best recipe",
         "median",
-        "epoch, median s",
+        "seconds of an epoch, median and most",
     ]
     rows = []
     for at, about in enumerate(table.about["problems"]):
@@ -121,7 +139,7 @@ def sizes(table: KDTable) -> tuple[list[str], list[list[str]]]:
                 f"{teacher['rows']:,}",
                 f"{ends.max():.1%}",
                 f"{np.median(ends):.1%}",
-                " to ".join(cost),
+                " and ".join(cost),
             ]
         )
     return heads, rows
@@ -185,6 +203,14 @@ def failures(table: KDTable) -> tuple[list[str], list[list[str]]]:
         )
     return heads, rows
 
+
+PARTS: dict[str, Callable[[KDTable], tuple[list[str], list[list[str]]]]] = {  # by their headings in the page
+    "Sizes": sizes,
+    "Noise": noise,
+    "Early epochs": early,
+    "What matters": importance,
+    "Failures": failures,
+}
 
 if __name__ == "__main__":
     main()

@@ -115,7 +115,7 @@ def pack(about: Mapping[str, Any], trained: Sequence[Mapping[str, Any]], out: Pa
     return len(whole)
 
 
-def _trainings(rows: Sequence[Sequence[Sequence[Mapping[str, Any]]]], about: Mapping[str, Any]) -> dict[str, Array]:
+def _trainings(rows: Sequence[Sequence[Sequence[Mapping[str, Any]]]], about: Mapping[str, Any]) -> dict[str, Any]:
     """The arrays with an axis of seeds."""
     epochs, shape = about["epochs"], (len(rows), len(rows[0]), about["seeds"])
     curves, losses = (np.full((*shape, epochs), np.nan) for _ in range(2))

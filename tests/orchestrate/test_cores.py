@@ -91,7 +91,7 @@ def pids(cores: Cores, folder: Path) -> set[int]:
     """Of the processes that answer an order."""
     builder = [ray.put(Clocked(str(folder)))]
     actors = set(cores.places(2, cores._at_once))
-    return set(ray.get([actor.advance.remote(builder, str(folder), None) for actor in actors]))
+    return set(ray.get([actor.advance.remote(cores.materials, builder, str(folder), None) for actor in actors]))
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_run_folder_that_a_lane_does_not_see_is_told_at_once(cluster: Cluster,
 
     materials = Clocked(str(tmp_path))
     with started(cluster, materials, "cpu") as cores, pytest.raises(ClusterError, match="every node must see"):
-        advance(cores.places(2, 1)[0], [ray.put(materials)], str(tmp_path / "elsewhere"), None)  # type: ignore[arg-type]
+        advance(cores.places(2, 1)[0], cores.materials, [ray.put(materials)], str(tmp_path / "elsewhere"), None)  # type: ignore[arg-type]
 
 
 def test_a_search_measures_its_first_recipe_once_and_in_a_lane(
