@@ -74,12 +74,10 @@ def search(
     """Find the best student for `teacher` that `budget` can buy.
 
     budget        "30m", "200 trials" or "5000 epochs"; a fifth of it goes to retraining the winner and its controls
-    space         a shipped space's name or a YAML file; by default "digits" for images below 16x16, "vectors" for rows without
-                  height and width, else "classification"
+    space         a shipped space's name or a YAML file; by default the one for such data: "digits", "vectors" or "classification"
     objectives    only these distillation losses, of those in the space
     students      only these families; your own as "module:attribute", a family object, or an nn.Module class
-    constraints   {"params": 50_000 | "50k" | "teacher/10", "flops": …, "bytes": "64 kB", "memory": …, "latency_ms": 5}; by default a
-                  tenth of the teacher's parameters
+    constraints   {"params": "50k", "flops": …, "bytes": "64 kB", "memory": …, "latency_ms": 5}; by default params: "teacher/10"
     goals         ["accuracy", "params"]: a front instead of one student; costs are params, flops, bytes, memory, latency_ms
     prefer        whom of the front to take: "accuracy", "knee", "params<=20k"; without it result.best asks for one
     warm_start    earlier searches as a prior: run folders, ledgers, "mlflow:<experiment>"
@@ -90,53 +88,25 @@ def search(
     lanes         trials trained at a time; by default one per core, or per GPU
     tracking_uri  of MLflow; by default $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db; tracking=False turns it off
     ray_address   of a running cluster; by default Ray is started on this machine and stopped afterwards
-    tape          where the teacher's outputs are kept so that it runs once and not in every trial: a folder; True means the
-                  user's cache folder, shared by all searches; False runs the teacher live in every trial
+    tape          a folder for the teacher's outputs, so that it runs once; True: the user's cache; False: it runs in every trial
     tape_limit    of that folder, "10GB"; by default a tenth of what is free on its disk, at most 20 GB
     ablation      of the winner, one change at a time: "auto" if the finals leave enough budget, True keeps a tenth of it, False none
 
     Everything is checked before anything is trained; all errors are subclasses of AutokdError.
     """
     budget = Budget.parse(budget)
-    if not isinstance(teacher, Teacher):
-        kind = type(teacher).__name__
-        raise InputError(f"search needs an autokd.Teacher, got {kind}; wrap the module: autokd.Teacher(module, data)")
     check_settings(executor, lanes, epochs, seed, device, name, ray_address, ablation)
-    if run_dir is not None:
-        RunFolder.check_new(run_dir)
+    _check_given(teacher, run_dir)
     chosen = space_for(teacher, space, objectives, students)
-    limits = parse_limits(constraints, teacher.cost)
-    aims = parse_goals(goals, teacher.task.metric)
-    probe = parse_probe(constraints, aims)
-    wanted: dict[str, Any] = {"goals": aims, "prefer": check_preference(prefer, teacher.task.metric)}
-    wanted["probe"] = None if probe is None else probe.to_dict()
-    where = tape_place(tape, tape_limit)
+    limits, where = parse_limits(constraints, teacher.cost), tape_place(tape, tape_limit)
     engine = Engine(chosen, limits, CostOf(teacher.data), teacher.cost, lanes or 1, seed, where is not None, ablation)
     engine.sampler.check_satisfiable()
     uri, shown = _checked_uri(tracking_uri) if tracking else (None, None)
-    if warm_start is not None:
-        wanted["warm_start"] = earlier_searches(warm_start, chosen, task_of(teacher, chosen), uri or tracking_uri)
-    on = device or default_device()
-    asked = Asked(
-        teacher,
-        budget,
-        engine,
-        wanted,
-        where,
-        on,
-        epochs,
-        run_dir,
-        name,
-        executor,
-        lanes,
-        ray_address,
-        uri,
-        shown,
-        verbose,
-    )
+    wanted = _wanted(teacher, chosen, constraints, goals, prefer, warm_start, uri or tracking_uri)
+    asked = (wanted, where, device or default_device(), epochs, run_dir, name, executor, lanes, ray_address)
     _introduce(teacher, verbose)
     with ExitStack() as stack:
-        return work(begin(asked, stack))
+        return work(begin(Asked(teacher, budget, engine, *asked, uri, shown, verbose), stack))
 
 
 def resume(
@@ -236,6 +206,34 @@ def distill(
 
 
 # ---- arguments of a new search
+
+
+def _check_given(teacher: object, run_dir: str | Path | None) -> None:
+    if not isinstance(teacher, Teacher):
+        kind = type(teacher).__name__
+        raise InputError(f"search needs an autokd.Teacher, got {kind}; wrap the module: autokd.Teacher(module, data)")
+    if run_dir is not None:
+        RunFolder.check_new(run_dir)
+
+
+def _wanted(
+    teacher: Teacher,
+    space: Space,
+    constraints: Mapping[str, object] | None,
+    goals: Sequence[str] | None,
+    prefer: str | None,
+    warm_start: str | Path | Sequence[str | Path] | None,
+    tracking_uri: str | None,
+) -> dict[str, Any]:
+    """What a front is made of and begun with, as the ledger's head holds it."""
+    metric = teacher.task.metric
+    aims = parse_goals(goals, metric)
+    probe = parse_probe(constraints, aims)
+    wanted: dict[str, Any] = {"goals": aims, "prefer": check_preference(prefer, metric)}
+    wanted["probe"] = None if probe is None else probe.to_dict()
+    if warm_start is not None:
+        wanted["warm_start"] = earlier_searches(warm_start, space, task_of(teacher, space), tracking_uri)
+    return wanted
 
 
 def _introduce(teacher: Teacher, verbose: bool) -> None:

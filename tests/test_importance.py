@@ -158,7 +158,7 @@ def test_no_share_exceeds_the_whole() -> None:
 
 
 def as_optuna(optuna: object, trial: Trial) -> object:
-    from autokd.engine.sampler import _Recorder
+    from autokd.engine.tpe import _Recorder
 
     recorder = _Recorder(trial.point)
     SPACE.suggest(recorder)

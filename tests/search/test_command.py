@@ -55,10 +55,10 @@ def test_everything_is_measured_once_and_reported(
 def test_what_is_not_there_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(monkeypatch, tmp_path, "--short", "--only", "limits")
+    run(monkeypatch, tmp_path, "--short", "--only", "limits", "--methods", "autokd")
     assert "Not measured, since they are not in" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        run(monkeypatch, tmp_path, "--tasks", "lcbench-3945")
+        run(monkeypatch, tmp_path, "--tasks", "lcbench-3945", "--methods", "autokd")
     assert "name the folder with --data" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run(monkeypatch, tmp_path, "--methods", "hyperband")
