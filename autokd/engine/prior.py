@@ -3,7 +3,7 @@
 The two best earlier recipes follow the default KD recipe, and three more if one of them beats it at the first rung. How they do there, among all
 that came to it and were not chosen by the model, is the trust in the rest: at the median or below it is none, so that a misleading prior
 costs two short trials. Observations told to TPE fade as own ones come in. The processes of surrogate.py learn from the recipes that are
-tried, and are told nothing: a process of earlier ranks as the first one's mean was measured, and no search was the better for it.
+tried, and are told nothing: a process of earlier ranks as the first one's mean was measured and did not help (LOG.md).
 """
 
 from __future__ import annotations
