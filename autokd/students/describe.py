@@ -111,17 +111,15 @@ def _drop_norms(module: nn.Module) -> None:
     """Batch norm keeps shapes and counts no FLOPs, but on the meta device it takes two thirds of the time."""
     for part in list(module.modules()):
         for name, child in part.named_children():
-            if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d):
-                setattr(part, name, nn.Identity())
-            elif type(child) is BatchNorm:
-                setattr(part, name, _First())
+            if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d, BatchNorm):
+                setattr(part, name, _Shaped())
 
 
-class _First(nn.Identity):
-    """Puts out its first input."""
+class _Shaped(nn.Module):
+    """Puts out something of its first input's shape, in memory of its own."""
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return x
+        return torch.empty_like(x)
 
 
 def _zeros(module: nn.Module, input_shape: tuple[int, ...]) -> Tensor:

@@ -18,6 +18,8 @@ from autokd.history import History, Trial
 from autokd.orders import Order
 from autokd.recipe import Value
 
+pytestmark = pytest.mark.timeout(240)  # whole searches, simulated
+
 POINT: dict[str, Value] = {
     "select.logits": "dkd",
     "select.hints": "at",

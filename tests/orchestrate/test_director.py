@@ -59,7 +59,7 @@ def test_a_deadline_is_told_in_the_executors_clock(tmp_path: Path) -> None:
 
 
 def test_a_promoted_trial_starts_from_where_the_ledger_knows_it(tmp_path: Path) -> None:
-    run = opened(tmp_path)
+    run = opened(tmp_path, amount=9)
     for value in (0.5, 0.9, 0.7, 0.6, 0.4, 0.3):  # as many as a first promotion waits for
         run.director.report(answer(ordered(run), value))
     order = ordered(run)

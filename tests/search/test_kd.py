@@ -77,7 +77,7 @@ def test_fields_weigh_as_much_as_they_matter(table: Kd) -> None:
     table._weights = table._importance()
     names = [field.name for field in table.space.fields]
     assert table._weights.mean() == pytest.approx(1.0) and names[table._weights.argmax()] == "optim.lr"
-    assert alike < 0.5 and table.left_out() > 0.8
+    assert table.left_out() > max(0.8, alike + 0.2)
 
 
 def test_costs_are_those_of_the_network(table: Kd) -> None:

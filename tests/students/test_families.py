@@ -151,7 +151,9 @@ def test_mlp_takes_vectors_and_depth_0_is_a_linear_classifier():
     module = FAMILIES["mlp"].build({"depth": 0}, (6,), 3)
     assert FAMILIES["mlp"].misfit((6,)) is None
     assert module(torch.rand(2, 6)).shape == (2, 3)
-    assert describe(FAMILIES["mlp"], {"depth": 0}, (6,), 3) == count(nn.Linear(6, 3), (6,))
+    cost, linear = describe(FAMILIES["mlp"], {"depth": 0}, (6,), 3), count(nn.Linear(6, 3), (6,))
+    assert (cost.params, cost.flops) == (linear.params, linear.flops)
+    assert cost.bytes == linear.bytes + 4 * 2 * 6, "what it normalises by"
     assert "(2, 3)" in FAMILIES["mlp"].misfit((2, 3))
 
 
