@@ -37,7 +37,8 @@ class Setting:
 
     def __str__(self) -> str:
         """In words, of the students: precision, layout, and what of the rest is on."""
-        extras = {"compiled": self.compiled, "fused norm": self.fused_norm}
+        fused = self.fused_norm and self.layout == "channels_last"  # all that the kernel is made for
+        extras = {"compiled": self.compiled, "fused norm": fused}
         return ", ".join([self.precision, self.layout, *(name for name, on in extras.items() if on)])
 
     def autocast(self, teacher: bool = False) -> torch.autocast:
