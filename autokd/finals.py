@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from statistics import mean
 
-from autokd.gain import CONTROLS, Split, control_recipe, sample_sd
+from autokd.gain import CONTROLS, Retrained, Split, control_recipe
 from autokd.history import History, Trial
 
 LABELS = {
@@ -19,7 +18,7 @@ LABELS = {
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(Retrained):
     """One line of the final table. `values` and `tests` have one entry per seed; the teacher has one of each."""
 
     role: str
@@ -28,29 +27,7 @@ class Row:
     flops: int | None
     epochs: int | None
     seeds: tuple[int, ...]
-    values: tuple[float, ...]
-    tests: tuple[float, ...]
     size_ratio: float | None
-
-    @property
-    def n(self) -> int:
-        return len(self.values)
-
-    @property
-    def value_mean(self) -> float | None:
-        return mean(self.values) if self.values else None
-
-    @property
-    def value_sd(self) -> float | None:
-        return sample_sd(self.values)
-
-    @property
-    def test_mean(self) -> float | None:
-        return mean(self.tests) if self.tests else None
-
-    @property
-    def test_sd(self) -> float | None:
-        return sample_sd(self.tests)
 
 
 def standing(trial: Trial) -> tuple[int, float, float, int]:
@@ -123,8 +100,17 @@ def _teacher_row(history: History) -> Row:
     teacher = history.head.get("teacher", {})
     values = () if teacher.get("value") is None else (teacher["value"],)
     tests = [event["value"] for event in history.tests if event["role"] == "teacher"]
-    params, flops = teacher.get("params"), teacher.get("flops")
-    return Row("teacher", LABELS["teacher"], params, flops, None, (), values, tuple(tests[-1:]), 1.0)
+    return Row(
+        role="teacher",
+        label=LABELS["teacher"],
+        params=teacher.get("params"),
+        flops=teacher.get("flops"),
+        epochs=None,
+        seeds=(),
+        values=values,
+        tests=tuple(tests[-1:]),
+        size_ratio=1.0,
+    )
 
 
 def _student_row(history: History, role: str, label: str, trials: list[Trial]) -> Row:

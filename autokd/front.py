@@ -8,7 +8,7 @@ from typing import Any
 
 from autokd import words
 from autokd.errors import GoalError
-from autokd.gain import sample_sd
+from autokd.gain import Retrained
 from autokd.goals import Offer, aims, choose, costs_of, front, front_words, goals_of
 from autokd.history import History, Trial
 from autokd.recipe import Recipe
@@ -24,7 +24,7 @@ MEASURE_WORDS = {
 
 
 @dataclass(frozen=True)
-class Member:
+class Member(Retrained):
     """One student that no other is better than in every goal. It stands here by its value in the search; `values` and `tests` are
     of its retrainings with fresh seeds, and empty where the budget did not reach that far.
     """
@@ -33,30 +33,11 @@ class Member:
     recipe: Recipe
     value: float  # validation, in the search
     costs: dict[str, float]  # params, flops, bytes, memory and, where it was measured, latency_ms
-    values: tuple[float, ...]
-    tests: tuple[float, ...]
-
-    @property
-    def n(self) -> int:
-        """Seeds it was retrained with."""
-        return len(self.values)
 
     @property
     def value_mean(self) -> float:
         """Over the retrainings; without any, the search's own value, which is the luckier."""
         return mean(self.values) if self.values else self.value
-
-    @property
-    def value_sd(self) -> float | None:
-        return sample_sd(self.values)
-
-    @property
-    def test_mean(self) -> float | None:
-        return mean(self.tests) if self.tests else None
-
-    @property
-    def test_sd(self) -> float | None:
-        return sample_sd(self.tests)
 
     def to_dict(self) -> dict[str, Any]:
         told = {name: getattr(self, name) for name in ("trial", "value", "costs", "n", "value_mean", "test_mean")}

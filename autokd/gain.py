@@ -26,6 +26,35 @@ def control_recipe(control: str, winner: Recipe) -> Recipe:
 
 
 @dataclass(frozen=True)
+class Retrained:
+    """What was measured once per seed: validation `values` and `tests`, in the order of the seeds."""
+
+    values: tuple[float, ...]
+    tests: tuple[float, ...]
+
+    @property
+    def n(self) -> int:
+        """Seeds it was retrained with."""
+        return len(self.values)
+
+    @property
+    def value_mean(self) -> float | None:
+        return mean(self.values) if self.values else None
+
+    @property
+    def value_sd(self) -> float | None:
+        return sample_sd(self.values)
+
+    @property
+    def test_mean(self) -> float | None:
+        return mean(self.tests) if self.tests else None
+
+    @property
+    def test_sd(self) -> float | None:
+        return sample_sd(self.tests)
+
+
+@dataclass(frozen=True)
 class Gain:
     """Winner minus control, paired by seed, at equal epochs.
 

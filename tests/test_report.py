@@ -257,5 +257,5 @@ def test_the_window_leaves_outliers_out() -> None:
 
 
 def test_dots_are_in_axis_units() -> None:
-    row = Row("winner", "x", 1, 1, 1, (1, 2), (0.5, 0.6), (0.4,), None)
+    row = Row((0.5, 0.6), (0.4,), "winner", "x", params=1, flops=1, epochs=1, seeds=(1, 2), size_ratio=None)
     assert views.dots(row, "test", "accuracy") == [40.0] and views.dots(row, "validation", "r2") == [0.5, 0.6]

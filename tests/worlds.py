@@ -52,11 +52,12 @@ class World:
     clock: Clock
     seconds: float = 0.1  # of an epoch of a recipe as costly as the teacher alone
     noise: float = 0.002
+    taped: bool = False
     fail: Callable[[Order], TrialFailure | None] = lambda order: None
     orders: list[Order] = field(default_factory=list)
 
     def epoch_seconds(self, recipe: Recipe) -> float:
-        return self.seconds * relative_cost(recipe, cost_of(recipe.student), TEACHER) / TEACHER.flops
+        return self.seconds * relative_cost(recipe, cost_of(recipe.student), TEACHER, self.taped) / TEACHER.flops
 
     def __call__(self, order: Order) -> Report:
         self.orders.append(order)
@@ -89,6 +90,8 @@ class Run:
     limits: Limits = Limits()
     space: Space = SPACE
     world: dict[str, Any] = field(default_factory=dict)
+    taped: bool = False
+    plan: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
 
     def __post_init__(self) -> None:
@@ -96,13 +99,14 @@ class Run:
         before = read_events(self.folder / "ledger.jsonl")[0]
         self.clock.now = before[-1]["time"] if before else 0.0  # before the ledger is opened, which begins a session
         self.ledger = Ledger(self.folder / "ledger.jsonl", clock=self.clock)
-        self.engine = Engine(self.space, self.limits, cost_of, TEACHER, self.lanes, self.seed)
+        self.engine = Engine(self.space, self.limits, cost_of, TEACHER, self.lanes, self.seed, self.taped)
         self.director = Director(self.engine, self.ledger, self.clock)
         self.trainer = World(self.clock, **self.world)
 
     def __call__(self) -> Run:
         if not self.ledger.events:
-            self.ledger.append("search", rungs=list(self.rungs), budget=self.budget, seed=self.seed)
+            head = {"rungs": list(self.rungs), "budget": self.budget, "seed": self.seed, "plan": self.plan}
+            self.ledger.append("search", **head)
         self.ledger.append("session", pid=0, budget=self.budget, lanes=self.lanes)
         self.reason = run_simulated(self.director, self.clock, self.lanes, self.trainer)
         self.ledger.append("finish", reason=self.reason)

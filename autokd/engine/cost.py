@@ -24,12 +24,16 @@ BACKWARD = 2.0  # a backward pass costs about two forward passes
 def relative_cost(recipe: Recipe, student: Cost, teacher: Cost, taped: bool = False) -> float:
     """FLOPs per training image and epoch: student and peers forward and backward on all rows, and the teacher unless taped."""
     networks = (1 + recipe.peers.count) * student.flops * (1 + BACKWARD)
-    return _rows(recipe) * networks + (0.0 if taped else recording_cost(recipe, teacher))
+    return _rows(recipe) * networks + (0.0 if taped or not recipe.terms else _rows(recipe) * teacher.flops)
 
 
-def recording_cost(recipe: Recipe, teacher: Cost) -> float:
-    """FLOPs per training image and epoch of the teacher alone: once per seed and view policy where it is taped."""
-    return _rows(recipe) * teacher.flops if recipe.terms else 0.0
+def recording_seconds(history: History, recipe: Recipe) -> float:
+    """Seconds that the teacher takes to record what one full training of such a recipe sees, by the plan's measurement.
+
+    Measured, for FLOPs say nothing here: those of a very small student cost many times what a large teacher's do.
+    """
+    plan = history.head.get("plan") or {}
+    return _rows(recipe) * float(plan.get("recording_seconds", 0.0)) if recipe.terms else 0.0
 
 
 def _rows(recipe: Recipe) -> float:

@@ -23,7 +23,7 @@ from autokd.engine.controls import (
     next_member,
     others_on_front,
 )
-from autokd.engine.cost import epoch_seconds, makespan, recording_cost, relative_cost
+from autokd.engine.cost import epoch_seconds, makespan, recording_seconds, relative_cost
 from autokd.engine.rungs import first_rung, interrupted, leader, next_rung, promotable
 from autokd.engine.sampler import Proposal, Sampler
 from autokd.errors import ConstraintError
@@ -302,9 +302,7 @@ class Engine:
         recipes = final_recipes(winner.recipe).values()
         seconds = [history.rungs[-1] * self._epoch_seconds(history, recipe, winner) for recipe in recipes]
         if self.taped:  # a new seed has new views, of which the teacher must be recorded anew
-            student = Cost(winner.params, winner.flops)
-            trained = relative_cost(winner.recipe, student, self.teacher, taped=True)
-            seconds[0] *= 1 + recording_cost(winner.recipe, self.teacher) / trained
+            seconds[0] += recording_seconds(history, winner.recipe)
         return seconds
 
     def _epoch_seconds(self, history: History, recipe: Recipe, winner: Trial) -> float:

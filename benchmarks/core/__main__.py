@@ -16,13 +16,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from benchmarks.core import precision, search, throughput
 from benchmarks.core.figures import Part, machine, machine_lines
 from benchmarks.core.measure import Absent
 from benchmarks.core.options import SHORT, Options
+from benchmarks.progress import bars
 
 PARTS: dict[str, Callable[[Options, Progress], Part]] = {
     "throughput": throughput.run,
@@ -38,7 +38,7 @@ def main() -> None:
     print(f"# Training core\n\n{machine_lines(before)}\n", flush=True)
     parts: dict[str, Any] = {}
     for name in arguments.only:
-        with _progress() as progress:
+        with bars() as progress:
             try:
                 part = PARTS[name](options, progress)
             except Absent as why:
@@ -84,17 +84,6 @@ def _options(arguments: argparse.Namespace) -> Options:
     if "rows" in given:
         given["search_rows"] = given["rows"]
     return replace(SHORT if arguments.short else Options(), **given)
-
-
-def _progress() -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 if __name__ == "__main__":

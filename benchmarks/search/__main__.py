@@ -13,9 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
+from benchmarks.progress import bars
 from benchmarks.search import judge, limits, scale, speed, tasks
 from benchmarks.search.grid import BUDGETS, Line, Store, fill, grid
 from benchmarks.search.methods import COMPARED, METHODS
@@ -110,7 +108,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], str]] = {
 def _lines(arguments: argparse.Namespace, methods: Sequence[str]) -> list[Line]:
     store = Store(arguments.results / "results.jsonl")
     cells = grid(methods, arguments.tasks, arguments.seeds, arguments.unit, arguments.most)
-    with _progress() as progress:
+    with bars() as progress:
         fill(store, cells, arguments.data, arguments.processes, progress)
     return store.of(cells)
 
@@ -177,17 +175,6 @@ def _known(names: Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
     if wrong:
         raise argparse.ArgumentTypeError(f"'{wrong[0]}' is none of {', '.join(known)}")
     return tuple(names)
-
-
-def _progress() -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 if __name__ == "__main__":

@@ -279,6 +279,17 @@ def test_a_control_that_is_the_winner_itself_is_not_trained_again(tmp_path: Path
     assert [len(starts(run, role)) for role in ("winner", "no_kd", "default_kd")] == [3, 3, 0]
 
 
+@pytest.mark.parametrize(("recording", "seeds"), [(0.5, 3), (12.0, 1)])
+def test_a_tape_for_another_seed_costs_what_was_measured_not_its_flops(
+    tmp_path: Path, recording: float, seeds: int
+) -> None:
+    """The teacher here has more than twenty times the FLOPs of these students, which says nothing about its seconds."""
+    world = {"taped": True, "seconds": 0.5}
+    run = Run(tmp_path, budget("seconds", 30.0), taped=True, plan={"recording_seconds": recording}, world=world)()
+    winner = run.history.trials[run.history.winner or ""]
+    assert TEACHER.flops > 20 * winner.flops and len(run.history.finals("winner")) == seeds
+
+
 def test_more_budget_reopens_the_search_and_new_finals_follow(tmp_path: Path) -> None:
     first = Run(tmp_path, budget("trials", 9))()
     before = len(first.events)
