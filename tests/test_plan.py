@@ -45,7 +45,7 @@ def test_the_finals_fit_into_their_share_of_the_time(lanes: int, seconds: int) -
 
 
 def test_a_training_is_no_longer_than_the_space_says_and_not_longer_with_more_lanes_than_the_budget_pays() -> None:
-    assert plan("10h").rungs == (7, 20, 60)
+    assert plan("10h").rungs == (2, 7, 20, 60)
     assert plan("10h", epochs=9).rungs == (1, 3, 9)
     assert plan("90s", lanes=8).rungs[-1] >= plan("90s", lanes=1).rungs[-1]
 
@@ -61,17 +61,18 @@ def test_a_very_short_budget_is_told() -> None:
 def test_expected_trials() -> None:
     assert plan("33 trials").expected_trials == 33 and plan("33 trials").search_seconds is None
     found = plan("4500 epochs")
-    # one in three goes on at every rung: 7 + 13 / 3 + 40 / 9 epochs for each trial begun, of what nine finals leave
-    assert found.rungs == (7, 20, 60) and found.expected_trials == int((4500 - 9 * 60) / (7 + 13 / 3 + 40 / 9))
+    # one in three goes on at every rung; nine finals leave the rest
+    each = 2 + 5 / 3 + 13 / 9 + 40 / 27
+    assert found.rungs == (2, 7, 20, 60) and found.expected_trials == int((4500 - 9 * 60) / each)
     assert plan("1h", lanes=2).expected_trials > 1.4 * plan("1h", lanes=1).expected_trials
     assert plan("1 epoch").expected_trials == plan("3s").expected_trials == 1
 
 
 def test_expected_trials_are_of_what_a_lane_really_has() -> None:
     found = plan("1h", lanes=1, epoch_seconds=1.0)
-    each = 1.0 * (7 + 13 / 3 + 40 / 9) + VISIT_SECONDS * (1 + 1 / 3 + 1 / 9)
+    each = 1.0 * (2 + 5 / 3 + 13 / 9 + 40 / 27) + VISIT_SECONDS * (1 + 1 / 3 + 1 / 9 + 1 / 27)
     kept = FINAL_MOST * 3600
-    assert SAFETY * found.final_seconds < kept and found.rungs == (7, 20, 60)
+    assert SAFETY * found.final_seconds < kept and found.rungs == (2, 7, 20, 60)
     assert found.expected_trials == int((3600 - SAFETY * found.final_seconds - START_SECONDS) / each)
     dear = plan("1h", lanes=1, epoch_seconds=1.0, typical=3.0)
     assert dear.expected_trials == pytest.approx((3600 - kept - START_SECONDS) / (3 * each), rel=0.05)

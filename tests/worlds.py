@@ -151,10 +151,14 @@ def judge(events: list[Event], eta: int = 3) -> None:
     size: dict[str, int] = {}
     recipes: set[str] = set()
     reported: set[tuple[str, int]] = set()
+    given: dict[str, Any] = {}
+    spent = [0.0, 0]  # seconds and epochs of search trials; finals take at most 45 % of the budget
     for event in events:
         kind, name = event["event"], event.get("trial")
         if kind == "search":
             rungs = tuple(event["rungs"])
+        elif kind == "session":
+            given = event["budget"]
         elif kind == "start":
             assert name not in sent, f"{name} was begun twice"
             sent[name] = event["to"]
@@ -167,13 +171,18 @@ def judge(events: list[Event], eta: int = 3) -> None:
         elif kind == "resume":
             assert name not in failed, f"{name} failed and was resumed"
             if name in at and at[name] in rungs and event["to"] != sent[name]:
-                _judge_promotion(name, at[name], event["to"], rungs, values, failed, sent, eta)
+                late = _judge_promotion(name, at[name], event["to"], rungs, values, failed, sent, eta)
+                gone = sum(sent.values()) if given["kind"] == "epochs" else event["elapsed"]
+                each = 1.0 if given["kind"] == "epochs" else 1.2 * spent[0] / spent[1]
+                last = given["kind"] != "trials" and gone + each * max(values) > 0.55 * given["amount"]
+                assert not late or last, f"{late} and was promoted, {gone} of {given} being spent"
             sent[name] = event["to"]
         elif kind == "rung":
             assert (name, event["epoch"]) not in reported, f"{name} reported epoch {event['epoch']} twice"
             reported.add((name, event["epoch"]))
             if name in at:
                 assert event["epoch"] > at[name]
+                spent = [spent[0] + event["seconds"], spent[1] + event["epoch"] - at[name]]
                 at[name] = event["epoch"]
                 values.setdefault(event["epoch"], {})[name] = (event["value"], event["tiebreak"], -size[name])
         elif kind == "fail":
@@ -189,11 +198,13 @@ def _judge_promotion(
     failed: dict[str, int],
     sent: dict[str, int],
     eta: int,
-) -> None:
+) -> str | None:
+    """What a trial was sent on in spite of, if anything."""
     assert to == rungs[rungs.index(rung) + 1], f"{name} skipped a rung"
     there = values[rung]
     entered = len(there) + sum(heading == rung and trial not in there for trial, heading in failed.items())
     best_first = sorted((t for t in there if t not in failed), key=lambda t: there[t], reverse=True)
     place = best_first.index(name)
-    assert place < entered // eta, f"{name} is number {place + 1} of {entered} at epoch {rung} and was promoted"
-    assert all(sent[better] > rung for better in best_first[:place]), f"{name} went before a better one"
+    late = place >= entered // eta
+    assert late or all(sent[better] > rung for better in best_first[:place]), f"{name} went before a better one"
+    return f"{name} is number {place + 1} of {entered} at epoch {rung}" if late else None

@@ -24,7 +24,7 @@ from autokd.engine.controls import (
     others_on_front,
 )
 from autokd.engine.cost import epoch_seconds, makespan, recording_seconds, relative_cost
-from autokd.engine.rungs import first_rung, interrupted, leader, next_rung, promotable
+from autokd.engine.rungs import first_rung, highest_reached, interrupted, leader, next_rung, promotable, runners_up
 from autokd.engine.sampler import Proposal, Sampler
 from autokd.errors import ConstraintError
 from autokd.history import History, Trial
@@ -142,6 +142,9 @@ class Engine:
         for trial, to in self._resumable(history):
             if self._affords(history, elapsed, to - trial.epoch):
                 return Resume(trial.id, to)
+        late = self._closing(history, elapsed)
+        if late is not None:
+            return Resume(late.id, next_rung(history.rungs, late.epoch) or late.epoch)
         proposal = self._proposal(history) if self._wants_another(history, elapsed) else None
         first = 0 if proposal is None else first_rung(proposal.recipe, history.rungs)
         if proposal is None or (history.trials and not self._affords(history, elapsed, first)):
@@ -162,6 +165,23 @@ class Engine:
         broken_off, best = interrupted(history), promotable(history)
         found = [] if broken_off is None else [(broken_off, broken_off.to)]
         return found if best is None else [*found, (best, next_rung(history.rungs, best.epoch) or best.epoch)]
+
+    def _closing(self, history: History, elapsed: float) -> Trial | None:
+        """Whom to send on when no new trial could come as far as the leader any more: the best that can, though it was passed over."""
+        highest = highest_reached(history)
+        if highest is None or self._arrives(history, elapsed, None, highest):
+            return None
+        late = (trial for trial in runners_up(history, highest) if self._arrives(history, elapsed, trial, highest))
+        return next(late, None)
+
+    def _arrives(self, history: History, elapsed: float, trial: Trial | None, rung: int) -> bool:
+        """Whether a trial, None for a new one, is expected to come to a rung within the budget."""
+        budget = Budget.from_dict(history.budget)
+        epochs = rung - (0 if trial is None else trial.epoch)
+        if budget.kind == "seconds":
+            each = epoch_seconds(history.in_role("search") if trial is None else [trial]) or 0.0
+            return elapsed + SAFETY * epochs * each <= budget.amount - self.reserve(history)
+        return budget.kind == "trials" or _used(history) + epochs <= budget.amount - self.reserve(history)
 
     def _affords(self, history: History, elapsed: float, epochs: int) -> bool:
         """Whether the search may go on for this many epochs of one trial; a deadline cuts what takes too long."""

@@ -6,7 +6,7 @@ it the best 1/eta are resumed to the next one. Values of different rungs are nev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from autokd.engine.pareto import in_order, preferred, scalarised
 from autokd.goals import aims, goals_of
@@ -14,23 +14,23 @@ from autokd.history import History, Trial
 from autokd.recipe import Recipe
 
 ETA = 3
+PROMOTIONS = 3  # from the first rung to the last; two and four were worse (LOG.md)
 PROMOTE_FROM = 6  # trials at the first rung: the best of the very first three is too often not worth what follows
-SLOW = {  # objectives whose order at a ninth of the epochs says little about the end -> rungs left out
-    "crd": 1,  # Kendall's tau to the end .18 at 10 % of the epochs, .49 at 25 % (MobileNetV2, tables of MFKD)
-    "pkt": 1,  # .29 and .51, likewise
+SLOW = {  # objectives whose early order says little about the end -> share of the epochs before which they are not compared
+    "crd": 0.25,  # Kendall's tau to the end .18 at 10 % of the epochs, .49 at 25 % (MobileNetV2, tables of MFKD)
+    "pkt": 0.25,  # .29 and .51, likewise
 }
 
 
 def rungs_for(longest: int, eta: int = ETA) -> tuple[int, ...]:
-    """Epochs of the rungs for trainings of `longest` epochs: about longest/9, longest/3 and longest.
+    """Epochs of the rungs for trainings of `longest` epochs: about longest/27, longest/9, longest/3 and longest.
 
     >>> rungs_for(60)
-    (7, 20, 60)
+    (2, 7, 20, 60)
     >>> rungs_for(2)
     (1, 2)
     """
-    steps = {max(1, round(longest / eta**power)) for power in (2, 1, 0)}
-    return tuple(sorted(steps))
+    return tuple(sorted({max(1, round(longest / eta**power)) for power in range(PROMOTIONS + 1)}))
 
 
 def next_rung(rungs: tuple[int, ...], epoch: int) -> int | None:
@@ -49,9 +49,8 @@ def at_rung(history: History, rung: int) -> list[Trial]:
     return sorted(reached, key=lambda trial: standing(trial, rung), reverse=True)
 
 
-def best_first(history: History, rung: int, most: int) -> list[Trial]:
-    """The first `most` of `at_rung`; with several goals in Pareto order."""
-    reached, costs = at_rung(history, rung), goals_of(history)
+def best_first(reached: list[Trial], rung: int, costs: Sequence[str], most: int) -> list[Trial]:
+    """The first `most` of those that came to a rung; with several goals in Pareto order."""
     return in_order(reached, rung, costs, most) if costs else reached[:most]
 
 
@@ -74,30 +73,50 @@ def outcome(trial: Trial, rung: int, costs: Sequence[str]) -> tuple[object, ...]
 def promotable(history: History, eta: int = ETA) -> Trial | None:
     """The paused trial to resume next: of the highest rung first, the best that is among the best 1/eta there.
 
-    Failed trials count among those that came to the rung at which, or above which, they failed; they are not promoted. Nor is a
-    twin: a trial with exactly the value, the tiebreak and the costs of one that went on is the same student, and would find out nothing.
+    Failed trials count among those that came to the rung at which, or above which, they failed; they are not promoted.
     """
     for rung in reversed(history.rungs[:-1]):
-        reached, costs = at_rung(history, rung), goals_of(history)
+        reached = at_rung(history, rung)
         count = len(reached) + len(failed_towards(history, rung))
-        if rung == history.rungs[0] and count < PROMOTE_FROM:
-            continue
-        went_on = {outcome(trial, rung, costs) for trial in reached if trial.to > rung}
-        for trial in best_first(history, rung, count // eta):
-            if trial.state == "paused" and trial.epoch == rung and outcome(trial, rung, costs) not in went_on:
-                return trial
+        if rung > history.rungs[0] or count >= PROMOTE_FROM:
+            found = next(_waiting(history, rung, reached, count // eta), None)
+            if found is not None:
+                return found
     return None
+
+
+def runners_up(history: History, rung: int) -> Iterator[Trial]:
+    """Paused trials below a rung, promotable or not: those of the highest rung first, the best first."""
+    for below in reversed([each for each in history.rungs if each < rung]):
+        reached = at_rung(history, below)
+        yield from _waiting(history, below, reached, len(reached))
+
+
+def _waiting(history: History, rung: int, reached: list[Trial], most: int) -> Iterator[Trial]:
+    """Of the best `most` that came to a rung, those that are paused there; no twins.
+
+    A trial with exactly the value, the tiebreak and the costs of one that went on is the same student, and would find out nothing.
+    """
+    costs = goals_of(history)
+    went_on = {outcome(trial, rung, costs) for trial in reached if trial.to > rung}
+    for trial in best_first(reached, rung, costs, most):
+        if trial.state == "paused" and trial.epoch == rung and outcome(trial, rung, costs) not in went_on:
+            yield trial
+
+
+def highest_reached(history: History) -> int | None:
+    """The highest rung that a search trial has come to; None before the first."""
+    return next((rung for rung in reversed(history.rungs) if at_rung(history, rung)), None)
 
 
 def first_rung(recipe: Recipe, rungs: tuple[int, ...]) -> int:
     """Where a new trial of this recipe pauses first: later if a loss starts slowly or is still being warmed up at the first rung."""
-    own = [rungs[min(_steps_later(term.objective), len(rungs) - 1)] for term in recipe.terms]
-    warm = max((term.warmup for term in recipe.terms), default=0.0) * rungs[-1]
-    return max([next(rung for rung in rungs if rung >= warm), *own])
+    shares = [max(term.warmup, _slow(term.objective)) for term in recipe.terms]
+    return next(rung for rung in rungs if rung >= max(shares, default=0.0) * rungs[-1])
 
 
-def _steps_later(objective: str) -> int:
-    return SLOW.get(objective.rpartition(":")[2].lower(), 0)
+def _slow(objective: str) -> float:
+    return SLOW.get(objective.rpartition(":")[2].lower(), 0.0)
 
 
 def best_and_newest(ranked: list[Trial], most: int) -> list[Trial]:

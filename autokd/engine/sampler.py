@@ -12,10 +12,11 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import islice
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from autokd.constraints import Cost, Limits
 from autokd.engine.acquisition import candidates
@@ -165,11 +166,12 @@ class Sampler:
         return point
 
     def _from_model(self, history: History, number: int, seen: set[str]) -> Proposal | None:
-        for point in islice(self._model_points(history, number), MODEL_CANDIDATES):
-            found = self._accept(point, "model", seen)
-            if found is not None:
-                return found
-        return None
+        with _algebra().limit(
+            limits=1
+        ):  # matrices this small take ten times as long on several threads that wait for a busy core
+            points = islice(self._model_points(history, number), MODEL_CANDIDATES)
+            accepted = (self._accept(point, "model", seen) for point in points)
+            return next((found for found in accepted if found is not None), None)
 
     def _model_points(self, history: History, number: int) -> Iterator[Point]:
         """What the model likes, the best first."""
@@ -282,6 +284,12 @@ class Sampler:
     def _drawn_points(self) -> list[Point]:
         rng = random.Random(self.seed)
         return [self.space.quantile([rng.random() for _ in self.space.fields]) for _ in range(STUDENTS)]
+
+
+@cache
+def _algebra() -> ThreadpoolController:
+    """Of the libraries that numpy and scipy calculate with, looked for once: that takes milliseconds."""
+    return ThreadpoolController()
 
 
 def _lowest(field: Field) -> Value:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from worlds import RUNGS, TEACHER, cost_of
+from worlds import RUNGS, SPACE, TEACHER, budget, cost_of
 
+from autokd.constraints import Limits
 from autokd.engine.controls import final_recipes, final_seeds
 from autokd.engine.cost import makespan, relative_cost
+from autokd.engine.engine import SAFETY, Decision, Engine, Resume, Start
 from autokd.engine.rungs import at_rung, best_and_newest, first_rung, leader, next_rung, promotable, rungs_for
 from autokd.history import History, Trial
 from autokd.recipe import Recipe, TermSpec
@@ -34,7 +36,7 @@ def history(*trials: Trial) -> History:
 @pytest.mark.parametrize("longest", range(1, 200))
 def test_rungs_rise_to_the_longest(longest: int) -> None:
     rungs = rungs_for(longest)
-    assert rungs[0] >= 1 and rungs[-1] == longest and list(rungs) == sorted(set(rungs)) and len(rungs) <= 3
+    assert rungs[0] >= 1 and rungs[-1] == longest and list(rungs) == sorted(set(rungs)) and len(rungs) <= 4
     assert next_rung(rungs, 0) == rungs[0] and next_rung(rungs, longest) is None
 
 
@@ -151,3 +153,41 @@ def test_relative_cost_counts_rows_peers_and_teacher() -> None:
     assert relative_cost(peers, student, TEACHER) == 3 * plain + TEACHER.flops
     augmented = KD.model_copy(update={"augment": KD.augment.model_copy(update={"policy": "jda", "rho": 0.5})})
     assert relative_cost(augmented, student, TEACHER) == 2 * (plain + TEACHER.flops)
+
+
+# ---- towards the end of a budget
+
+TOP = trial("t1", "complete", e2=0.9, e6=0.9, e18=0.9, to=18)
+SECOND, THIRD = trial("t2", e2=0.8, e6=0.8, to=6), trial("t3", e2=0.7, e6=0.7, to=6)
+LOW = [trial(f"t{n}", e2=n / 100) for n in range(4, 10)]
+
+
+def decided(left: float, *trials: Trial, kind: str = "epochs") -> Decision:
+    """With so much left of the budget, beside what is kept for the finals."""
+    engine, found = Engine(SPACE, Limits(), cost_of, TEACHER, 1, 0), history(*trials)
+    found.epochs = sum(each.epoch for each in trials)
+    for each in trials:
+        each.seconds = float(each.epoch)
+    elapsed = 0.0 if kind == "epochs" else float(found.epochs)
+    for amount in range(found.epochs, 1000):
+        found.budget = budget(kind, amount)
+        if amount - engine.reserve(found) - found.epochs >= left:
+            return engine.propose(found, elapsed)
+    raise LookupError(left)
+
+
+@pytest.mark.parametrize("kind", ["epochs", "seconds"])
+def test_runners_up_go_on_when_no_new_trial_could_come_as_far_as_the_leader(kind: str) -> None:
+    slack = 1.0 if kind == "epochs" else SAFETY
+    assert isinstance(decided(18 * slack, TOP, SECOND, THIRD, *LOW, kind=kind), Start)
+    late = [decided(left * slack, TOP, SECOND, THIRD, *LOW, kind=kind) for left in (17, 12)]
+    assert late == [Resume("t2", 18)] * 2, "the second at epoch 6 has 12 to go"
+    assert isinstance(decided(11 * slack, TOP, SECOND, THIRD, *LOW, kind=kind), Start), "nobody can arrive"
+
+
+def test_the_leader_is_overtaken_where_it_stands() -> None:
+    few = LOW[-3:]
+    assert decided(5, SECOND, *few) == Resume("t9", 6), (
+        "the furthest came to epoch 6, where the best at epoch 2 comes too"
+    )
+    assert isinstance(decided(6, SECOND, *few), Start) and isinstance(decided(5, *few), Start)
