@@ -25,7 +25,13 @@ from benchmarks.search.tables import Table
 SLOW = ("optuna-gp", "smac")  # a second and more for a proposal
 QUICK = tuple(name for name in COMPARED if name not in SLOW)
 RIVAL, RIVAL_AT = "optuna-asha-sane", 20  # whose regret there is to be reached with less
-WITH_COSTS = ("diswot", "kd-digits", "kd-fashion_mnist")  # tables that know their networks
+WITH_COSTS = (
+    "diswot",
+    "kd-digits",
+    "kd-fashion_mnist",
+    "lcbench-126026",
+    "lcbench-167185",
+)  # tables that know their networks
 
 
 def main() -> None:
