@@ -1,6 +1,6 @@
 """Whether scores of untrained students tell more about what they are worth after distillation than their size does.
 
-    python -m benchmarks.search.training_free [--cases digits,fashion_mnist,diswot] [--inits 8] [--work FOLDER] [--data FOLDER]
+    python -m benchmarks.search.training_free [--cases diswot,digits,fashion_mnist] [--inits 6] [--work FOLDER] [--data FOLDER]
 
 Prints four tables: rank correlation with the final accuracy, what a score adds to the size in a prediction, what is lost by picking one of a few
 candidates by it, and noise and cost. Everything that was trained or measured is kept in the folder --work.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +30,7 @@ from benchmarks.search.training_free_cases import Array, Case, Known, Scores
 SIZES = ("params", "FLOPs")
 CANDIDATES = (4, 8)
 RESAMPLES = 1000
-INITS = 8
+INITS = 6
 
 
 class Evidence(NamedTuple):
@@ -98,12 +99,9 @@ def tau(x: Array, y: Array) -> float:
 def correlations(evidence: Iterable[Evidence]) -> str:
     columns = {}
     for each in evidence:
-        values = each.known.values
-        cells = {name: _with_interval(each, x, lambda x, y: tau(x, y)) for name, x in each.predictors.items()}
-        columns[each.known.name] = cells | {
-            "(the other seed)": f"{each.known.seeds:.2f}",
-            "(trainings)": f"{len(values)}",
-        }
+        columns[each.known.name] = {name: _with_interval(each, x, tau) for name, x in each.predictors.items()}
+        if np.isfinite(each.known.seeds):
+            columns[each.known.name]["(one seed with the other)"] = f"{each.known.seeds:.2f}"
     return table(columns)
 
 
@@ -143,16 +141,14 @@ def picks(evidence: Iterable[Evidence]) -> str:
         regret, params = _regret(each.known.values), each.predictors["params"]
         columns[each.known.name] = {"at random": f"{regret.mean():.2f}"}
         for name, x in each.predictors.items():
-            means = " ".join(f"{picked(x, regret, k):.2f}" for k in CANDIDATES)
-            low, high = interval(each, lambda rows, x=x: _behind(x[rows], params[rows], regret[rows]))  # noqa: B023
-            columns[each.known.name][name] = means + (" better" if high < 0 else " worse" if low > 0 else "")
+            if not np.isnan(x).any():
+                means = " ".join(f"{picked(x, regret, k):.2f}" for k in CANDIDATES)
+                columns[each.known.name][name] = means + _mark(*interval(each, partial(_behind, x, params, regret)))
     return table(columns)
 
 
 def picked(score: Array, values: Array, k: int) -> float:
     """Expected value of the best by score of k drawn without replacement; exact, ties are decided at random."""
-    if np.isnan(score).any():
-        return float("nan")
     _, place, counts = np.unique(score, return_inverse=True, return_counts=True)
     means = np.bincount(place, values) / counts
     at_most = comb(np.concatenate([[0], counts.cumsum()]), k)
@@ -163,8 +159,13 @@ def _regret(values: Array) -> Array:
     return (values.max() - values) / (values.max() - np.median(values))
 
 
-def _behind(score: Array, params: Array, regret: Array) -> float:
+def _behind(score: Array, params: Array, regret: Array, rows: NDArray[np.int64]) -> float:
+    score, params, regret = score[rows], params[rows], regret[rows]
     return picked(score, regret, CANDIDATES[-1]) - picked(params, regret, CANDIDATES[-1])
+
+
+def _mark(low: float, high: float) -> str:
+    return " better" if high < 0 else " worse" if low > 0 else ""
 
 
 def _gain(x: Array, y: Array) -> float:
@@ -178,9 +179,11 @@ def noise_and_cost(measured: Iterable[Measured]) -> str:
     """Tau between two initialisations, mean over pairs; seconds of all scores together from one initialisation."""
     columns = {}
     for each in measured:
-        rows = {name: f"{np.mean([tau(a, b) for a, b in combinations(x, 2)]):.2f}" for name, x in each.scores.items()}
+        whole = {name: x for name, x in each.scores.items() if not np.isnan(x).any()}
+        rows = {name: f"{np.mean([tau(a, b) for a, b in combinations(x, 2)]):.2f}" for name, x in whole.items()}
         rows["seconds, one initialisation: median, most"] = f"{np.median(each.seconds):.3f}, {each.seconds.max():.3f}"
-        rows["seconds, one epoch of training: median"] = f"{each.case.epoch_seconds:.3f}"
+        if np.isfinite(each.case.epoch_seconds):
+            rows["seconds, one epoch of training: median"] = f"{each.case.epoch_seconds:.3f}"
         columns[each.case.name] = rows
     return table(columns)
 

@@ -44,7 +44,7 @@ ROWS = 64  # of a batch that networks are shown; as many as in DisWOT's own expe
 ARCHITECTURES = 64  # of the KD table's 128
 RESNET56 = {"width": 16, "depth1": 9, "depth2": 9, "depth3": 9}
 SMALL = {"width": 16, "depth1": 3, "depth2": 3, "depth3": 3}  # ResNet-20, the trained teacher
-SMALL_EPOCHS = 5
+TAUGHT, SMALL_EPOCHS = 20_000, 5  # rows and epochs of its training
 EARLY = (1, 3)  # epochs; 3 of 27 is the first rung of a search
 CHANCE = 0.1
 Array = NDArray[np.float64]
@@ -136,7 +136,7 @@ def diswot(folder: Path = BESIDE) -> tuple[Case, list[Known]]:
         StudentSpec.model_validate({"family": "resnet", "width": 16, **dict(zip(SMALL_DEPTHS, depths, strict=True))})
         for depths in product(DEPTHS, repeat=3)
     )
-    data = as_data(load(choose("cifar100", 50_000, str(folder))))
+    data = as_data(load(choose("cifar100", TAUGHT, str(folder))))
     trained = Teacher.fit(data, "resnet", spec=SMALL, epochs=SMALL_EPOCHS)
     ends = np.array([table.final(point) for point in points])
     return Case("diswot", data, specs, RESNET56, trained.module), [Known("diswot", np.arange(len(ends)), ends, {})]
