@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +88,21 @@ class Store:
             file.write(json.dumps(line) + "\n")
 
     def __contains__(self, cell: Cell) -> bool:
-        return cell.key() in self.lines
+        return self._line(cell) is not None
 
     def of(self, cells: Iterable[Cell]) -> list[Line]:
-        """Lines of those cells that were measured."""
-        return [self.lines[cell.key()] for cell in cells if cell.key() in self.lines]
+        """Lines of those cells that were measured, up to the budget they ask for."""
+        found = ((cell, self._line(cell)) for cell in cells)
+        return [_up_to(cell.most, line) for cell, line in found if line is not None]
+
+    def _line(self, cell: Cell) -> Line | None:
+        """What was measured of a cell, or of the same with a larger budget."""
+        keys = (replace(cell, most=most).key() for most in BUDGETS if most >= cell.most)
+        return next((self.lines[key] for key in keys if key in self.lines), None)
+
+
+def _up_to(most: int, line: Line) -> Line:
+    return {**line, "regret": {budget: value for budget, value in line["regret"].items() if int(budget) <= most}}
 
 
 def _key(line: Line) -> tuple[Any, ...]:

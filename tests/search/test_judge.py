@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,14 +84,18 @@ def test_hypervolume_is_the_area_of_the_front() -> None:
 # ---- the file of results
 
 
+def line_of(cell: Cell, regret: dict[str, float]) -> grid.Line:
+    known = dict(zip(("method", "task", "seed", "unit", "most", "fingerprint"), cell.key(), strict=True))
+    return known | {"regret": regret, "course": {}}
+
+
 def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[Cell] = []
 
-    def stand_in(cells: list[Cell], folder: Path, processes: int) -> object:
+    def stand_in(cells: list[Cell], folder: Path, processes: int) -> Iterator[grid.Line]:
         measured.extend(cells)
         for cell in cells:
-            found = dict(zip(("method", "task", "seed", "unit", "most", "fingerprint"), cell.key(), strict=True))
-            yield found | {"regret": {"2": 0.5}, "course": {}}
+            yield line_of(cell, {"2": 0.5})
 
     monkeypatch.setattr(grid, "_measured", stand_in)
     cells = grid.grid(["random", "autokd"], ["diswot"], seeds=2, unit="epochs", most=2)
@@ -100,3 +106,11 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: py
         store = Store(path)
         grid.fill(store, cells, tmp_path, 1, progress)
     assert measured == cells and store.of(cells) == Store(path).of(cells) and len(store.of(cells)) == 4
+
+
+def test_what_was_measured_with_a_larger_budget_answers_for_a_smaller_one(tmp_path: Path) -> None:
+    cell = Cell("random", "diswot", 0, most=20)
+    store = Store(tmp_path / "lines.jsonl")
+    store.add(line_of(cell, {"2": 0.5, "5": 0.4, "10": 0.3, "20": 0.2}))
+    assert [found["regret"] for found in store.of([replace(cell, most=5)])] == [{"2": 0.5, "5": 0.4}]
+    assert replace(cell, most=50) not in store and replace(cell, seed=1, most=5) not in store
