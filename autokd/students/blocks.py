@@ -39,19 +39,25 @@ def settings(family: str, spec: Mapping[str, Value], rules: Mapping[str, Rule]) 
     return {name: int(spec.get(name, rule.default)) for name, rule in rules.items()}
 
 
-def image_misfit(family: str, input_shape: tuple[int, ...]) -> str | None:
+def image_misfit(family: str, input_shape: tuple[int, ...], smallest: int = SMALLEST_SIDE) -> str | None:
     """Why a convolutional family cannot take such inputs, or None."""
-    if len(input_shape) == 3 and min(input_shape[1:]) >= SMALLEST_SIDE:
+    if len(input_shape) == 3 and min(input_shape[1:]) >= smallest:
         return None
-    wanted = f"images (channels, height, width) of at least {SMALLEST_SIDE}x{SMALLEST_SIDE}"
+    wanted = f"images (channels, height, width) of at least {smallest}x{smallest}"
     return f"family '{family}' needs {wanted}, got {tuple(input_shape)}; use family 'mlp'"
 
 
 def conv_bn(
-    inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1, relu: bool = False
+    inputs: int,
+    outputs: int,
+    kernel: int = 3,
+    stride: int = 1,
+    groups: int = 1,
+    relu: bool = False,
+    bias: bool = False,
 ) -> list[nn.Module]:
     """Convolution that keeps the side (divided by stride), then batch norm, with ReLU on demand."""
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=bias)
     return [conv, BatchNorm(outputs, relu)]
 
 
@@ -78,12 +84,12 @@ def stages(width: int, depths: tuple[int, int, int]) -> list[tuple[str, int, int
 
 
 def in_stages(
-    block: Callable[[int, int, int], nn.Module], inputs: int, plan: Iterable[tuple[str, int, int]]
+    block: Callable[[int, int, int], nn.Module], inputs: int, plan: Iterable[tuple[str, int, int]], stride: int = 1
 ) -> dict[str, list[nn.Module]]:
-    """Blocks (inputs, outputs, stride) by stage; the first of stage 2 and of stage 3 halves the side."""
+    """Blocks (inputs, outputs, stride) by stage; the first of a stage halves the side, in stage 1 it has `stride`."""
     made: dict[str, list[nn.Module]] = {}
     for name, channels, depth in plan:
-        first = block(inputs, channels, 1 if name == "stage1" else 2)
+        first = block(inputs, channels, stride if name == "stage1" else 2)
         made[name] = [first, *(block(channels, channels, 1) for _ in range(depth - 1))]
         inputs = channels
     return made

@@ -27,12 +27,12 @@ from autokd.students.blocks import (
 
 
 class InvertedResidual(nn.Module):
-    """1x1 widen (not at expand 1), 3x3 depthwise, 1x1 narrow without activation; plus x where the shape is kept."""
+    """1x1 widen (at expand 1 only on demand), 3x3 depthwise, 1x1 narrow without activation; plus x where the shape is kept."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, expand: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, expand: int, always_widen: bool = False) -> None:
         super().__init__()
         hidden = inputs * expand
-        widen = conv_bn_relu(inputs, hidden, 1) if expand > 1 else []
+        widen = conv_bn_relu(inputs, hidden, 1) if expand > 1 or always_widen else []
         depthwise = conv_bn_relu(hidden, hidden, 3, stride, groups=hidden)
         self.layers = nn.Sequential(*widen, *depthwise, *conv_bn(hidden, outputs, 1))
         self.residual = stride == 1 and inputs == outputs
