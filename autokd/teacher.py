@@ -38,7 +38,7 @@ from autokd.tasks import TASKS
 
 FORMAT = 1
 WEIGHTS, ABOUT, ROWS = "teacher.safetensors", "teacher.json", "data"
-LARGE: dict[str, dict[str, Value]] = {  # what `fit` trains when no spec is given
+LARGE: dict[str, dict[str, Value]] = {  # what `fit` trains when no spec is given; published networks have no fields
     "resnet": {"width": 32, "depth1": 2, "depth2": 2, "depth3": 2},
     "plain": {"width": 32, "depth1": 2, "depth2": 2, "depth3": 2},
     "mobilenet": {"width": 32, "depth1": 2, "depth2": 2, "depth3": 2, "expand": 4},
@@ -107,7 +107,7 @@ class Teacher:
             raise TeacherError(f"unknown family '{family}' for a teacher; {nearest(family, FAMILIES)}")
         if epochs < 1:
             raise TeacherError(f"a teacher needs at least 1 epoch, got {epochs}")
-        fields = {**LARGE[family], **(spec or {})}
+        fields = {**LARGE.get(family, {}), **(spec or {})}
         Recipe(student=StudentSpec.model_validate({"family": family, **fields})).check(Vocabulary(families_rules()))
         misfit = FAMILIES[family].misfit(data.input_shape)
         if misfit is not None:

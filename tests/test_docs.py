@@ -21,6 +21,8 @@ from autokd.objectives import OBJECTIVES
 from autokd.recipe import FLAT_NAMES
 from autokd.space import Space, shipped_spaces
 from autokd.students import FAMILIES
+from autokd.students.describe import describe
+from autokd.students.zoo import ZOO
 from docs.make_cli import page
 
 ROOT = Path(__file__).parent.parent
@@ -147,6 +149,16 @@ def test_every_family_is_documented_with_its_ranges() -> None:
         for field, rule in family.fields.items():
             said = re.search(rf"`{field}`[^(]*\((\d+), (\d+)–(\d+)\)", row)
             assert said is not None and [*map(int, said.groups())] == [rule.default, rule.low, rule.high], field
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_sizes_of_published_networks_are_what_they_cost(name: str) -> None:
+    (row,) = re.findall(
+        rf"^\| `{name}` \| ([\d,]+) \| ([\d,]+) \| (\d+)x", text_of("teachers-and-students.md"), re.MULTILINE
+    )
+    cost = describe(ZOO[name], {}, (3, 32, 32), 100)
+    said = [int(number.replace(",", "")) for number in row]
+    assert said == [cost.params, round(cost.flops / 1e6), ZOO[name].smallest]
 
 
 def test_every_ledger_event_is_documented() -> None:

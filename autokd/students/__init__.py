@@ -12,12 +12,14 @@ from autokd.students.mlp import MLPFamily
 from autokd.students.mobilenet import MobileNetFamily
 from autokd.students.plain import PlainFamily
 from autokd.students.resnet import ResNetFamily
+from autokd.students.zoo import ZOO
 
 FAMILIES: dict[str, StudentFamily] = {
     "resnet": ResNetFamily(),  # He et al., 2016
     "plain": PlainFamily(),  # Simonyan and Zisserman, 2015
     "mobilenet": MobileNetFamily(),  # Sandler et al., 2018
     "mlp": MLPFamily(),
+    **ZOO,  # published networks, without fields
 }
 
 

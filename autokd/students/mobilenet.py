@@ -8,31 +8,31 @@ ReLU instead of ReLU6, whose ceiling serves 8-bit arithmetic; the last 1x1 convo
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from torch import Tensor, nn
 
 from autokd.recipe import Rule, Value
 from autokd.students.blocks import (
+    Staged,
     conv_bn,
     conv_bn_relu,
     image_misfit,
-    initialise,
-    pooled,
+    in_stages,
     settings,
     stages,
     stem,
     width_and_depths,
 )
-from autokd.students.normalise import Normalise
 
 
 class InvertedResidual(nn.Module):
-    """1x1 widen (not at expand 1), 3x3 depthwise, 1x1 narrow without activation; plus x where the shape is kept."""
+    """1x1 widen (at expand 1 only on demand), 3x3 depthwise, 1x1 narrow without activation; plus x where the shape is kept."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, expand: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, expand: int, always_widen: bool = False) -> None:
         super().__init__()
         hidden = inputs * expand
-        widen = conv_bn_relu(inputs, hidden, 1) if expand > 1 else []
+        widen = conv_bn_relu(inputs, hidden, 1) if expand > 1 or always_widen else []
         depthwise = conv_bn_relu(hidden, hidden, 3, stride, groups=hidden)
         self.layers = nn.Sequential(*widen, *depthwise, *conv_bn(hidden, outputs, 1))
         self.residual = stride == 1 and inputs == outputs
@@ -43,35 +43,6 @@ class InvertedResidual(nn.Module):
         for layer in layers:
             y = layer(y)
         return norm(y, residual=x if self.residual else None)
-
-
-class MobileNet(nn.Module):
-    """Normalise, stem, stages, last 1x1 convolution, mean over places, head."""
-
-    def __init__(
-        self, width: int, depths: tuple[int, int, int], expand: int, input_shape: tuple[int, ...], classes: int
-    ) -> None:
-        super().__init__()
-        self.normalise = Normalise(input_shape)
-        self.stem = nn.Sequential(*stem(input_shape, width))
-        self.stage_names: tuple[str, ...] = ()
-        last = width
-        for name, channels, depth in stages(width, depths):
-            stride = 1 if name == "stage1" else 2
-            first = InvertedResidual(last, channels, stride, expand)
-            rest = [InvertedResidual(channels, channels, 1, expand) for _ in range(depth - 1)]
-            self.add_module(name, nn.Sequential(first, *rest))
-            self.stage_names += (name,)
-            last = channels
-        self.last = nn.Sequential(*conv_bn_relu(last, last * expand, 1))
-        self.head = nn.Linear(last * expand, classes)
-        initialise(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(self.normalise(x))
-        for name in self.stage_names:
-            x = self.get_submodule(name)(x)
-        return self.head(pooled(self.last(x)))
 
 
 class MobileNetFamily:
@@ -87,5 +58,10 @@ class MobileNetFamily:
 
     def build(self, spec: Mapping[str, Value], input_shape: tuple[int, ...], classes: int) -> nn.Module:
         given = settings("mobilenet", spec, self.fields)
-        depths = (given["depth1"], given["depth2"], given["depth3"])
-        return MobileNet(given["width"], depths, given["expand"], input_shape, classes)
+        width, expand = given["width"], given["expand"]
+        plan = stages(width, (given["depth1"], given["depth2"], given["depth3"]))
+        first = stem(input_shape, width)
+        blocks = in_stages(partial(InvertedResidual, expand=expand), width, plan)
+        channels = plan[-1][1]
+        last = conv_bn_relu(channels, channels * expand, 1)
+        return Staged(input_shape, classes, first, blocks, channels * expand, last)

@@ -1,50 +1,17 @@
 """Plain stacks of 3x3 convolutions, batch norm and max-pooling (Simonyan and Zisserman, ICLR 2015; small head).
 
-Fewest operations per layer of the convolutional families; harder to train when deep.
+Fewest operations per layer of the convolutional families; harder to train when deep. The stem is the first convolution of
+stage 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import nn
 
 from autokd.recipe import Rule, Value
-from autokd.students.blocks import (
-    conv_bn_relu,
-    image_misfit,
-    initialise,
-    pooled,
-    settings,
-    stages,
-    stem,
-    width_and_depths,
-)
-from autokd.students.normalise import Normalise
-
-
-class Plain(nn.Module):
-    """Normalise, stages, mean over places, head. The stem is the first convolution of stage 1."""
-
-    def __init__(self, width: int, depths: tuple[int, int, int], input_shape: tuple[int, ...], classes: int) -> None:
-        super().__init__()
-        self.normalise = Normalise(input_shape)
-        self.stage_names: tuple[str, ...] = ()
-        last = width
-        for name, channels, depth in stages(width, depths):
-            first = stem(input_shape, width) if name == "stage1" else [nn.MaxPool2d(2), *conv_bn_relu(last, channels)]
-            rest = [layer for _ in range(depth - 1) for layer in conv_bn_relu(channels, channels)]
-            self.add_module(name, nn.Sequential(*first, *rest))
-            self.stage_names += (name,)
-            last = channels
-        self.head = nn.Linear(last, classes)
-        initialise(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.normalise(x)
-        for name in self.stage_names:
-            x = self.get_submodule(name)(x)
-        return self.head(pooled(x))
+from autokd.students.blocks import Staged, conv_bn_relu, image_misfit, settings, stages, stem, width_and_depths
 
 
 class PlainFamily:
@@ -57,4 +24,10 @@ class PlainFamily:
 
     def build(self, spec: Mapping[str, Value], input_shape: tuple[int, ...], classes: int) -> nn.Module:
         given = settings("plain", spec, self.fields)
-        return Plain(given["width"], (given["depth1"], given["depth2"], given["depth3"]), input_shape, classes)
+        made: dict[str, list[nn.Module]] = {}
+        last = given["width"]
+        for name, channels, depth in stages(last, (given["depth1"], given["depth2"], given["depth3"])):
+            first = stem(input_shape, last) if name == "stage1" else [nn.MaxPool2d(2), *conv_bn_relu(last, channels)]
+            made[name] = [*first, *(layer for _ in range(depth - 1) for layer in conv_bn_relu(channels, channels))]
+            last = channels
+        return Staged(input_shape, classes, (), made, last)

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from autokd.recipe import Rule, Value
-from autokd.students.blocks import conv_bn, image_misfit, initialise, pooled, settings, stages, stem, width_and_depths
-from autokd.students.normalise import Normalise
+from autokd.students.blocks import Staged, conv_bn, image_misfit, in_stages, settings, stages, stem, width_and_depths
 
 
 class BasicBlock(nn.Module):
@@ -30,32 +29,6 @@ class BasicBlock(nn.Module):
         return self.bn2(self.conv2(y), residual=self.shortcut(x))
 
 
-class ResNet(nn.Module):
-    """Normalise, stem, stages, mean over places, head."""
-
-    def __init__(self, width: int, depths: tuple[int, int, int], input_shape: tuple[int, ...], classes: int) -> None:
-        super().__init__()
-        self.normalise = Normalise(input_shape)
-        self.stem = nn.Sequential(*stem(input_shape, width))
-        self.stage_names: tuple[str, ...] = ()
-        last = width
-        for name, channels, depth in stages(width, depths):
-            stride = 1 if name == "stage1" else 2
-            first = BasicBlock(last, channels, stride)
-            rest = [BasicBlock(channels, channels, 1) for _ in range(depth - 1)]
-            self.add_module(name, nn.Sequential(first, *rest))
-            self.stage_names += (name,)
-            last = channels
-        self.head = nn.Linear(last, classes)
-        initialise(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(self.normalise(x))
-        for name in self.stage_names:
-            x = self.get_submodule(name)(x)
-        return self.head(pooled(x))
-
-
 class ResNetFamily:
     """Fields: width, and the basic blocks of each stage."""
 
@@ -66,4 +39,7 @@ class ResNetFamily:
 
     def build(self, spec: Mapping[str, Value], input_shape: tuple[int, ...], classes: int) -> nn.Module:
         given = settings("resnet", spec, self.fields)
-        return ResNet(given["width"], (given["depth1"], given["depth2"], given["depth3"]), input_shape, classes)
+        width = given["width"]
+        plan = stages(width, (given["depth1"], given["depth2"], given["depth3"]))
+        blocks = in_stages(BasicBlock, width, plan)
+        return Staged(input_shape, classes, stem(input_shape, width), blocks, plan[-1][1])

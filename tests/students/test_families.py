@@ -1,8 +1,6 @@
-"""One battery over every registered family; then what each promises of its own."""
+"""The battery over every family that can be searched; then what each promises of its own."""
 
 from __future__ import annotations
-
-import copy
 
 import pytest
 import torch
@@ -12,8 +10,9 @@ from autokd.errors import InputError, RecipeError
 from autokd.protocols import StudentFamily
 from autokd.students import FAMILIES, families_rules
 from autokd.students.describe import count, describe
-from autokd.students.normalise import Normalise, set_normalisation
+from autokd.students.normalise import set_normalisation
 from autokd.students.tap import Tap
+from tests.students.battery import Battery, check_logits_and_gradients, check_torch_export
 
 torch.set_num_threads(1)
 SMALL = {
@@ -30,8 +29,10 @@ def small(name: str, shape: tuple[int, ...] = SHAPE, classes: int = 5) -> nn.Mod
     return FAMILIES[name].build(SMALL[name], shape, classes)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-class TestEveryFamily:
+@pytest.mark.parametrize("name", SMALL)
+class TestEverySearchedFamily(Battery):
+    specs, shape = SMALL, SHAPE
+
     def test_is_a_family_whose_defaults_and_bounds_keep_its_own_rules(self, name):
         family = FAMILIES[name]
         assert isinstance(family, StudentFamily)
@@ -40,19 +41,11 @@ class TestEveryFamily:
         assert families_rules()[name] is family.fields
 
     @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 13), (3, 32, 32)], ids=str)
-    def test_gives_logits_and_gradients_to_every_parameter(self, name, shape):
-        module = small(name, shape)
-        x = torch.rand(4, *shape)
-        logits = module(x)
-        assert logits.shape == (4, 5)
-        logits.square().sum().backward()
-        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+    def test_takes_every_shape(self, name, shape):
+        check_logits_and_gradients(small(name, shape), shape)
 
-    def test_normalises_first_and_ends_in_head(self, name):
-        module = small(name)
-        assert isinstance(next(iter(module.children())), Normalise)
-        assert isinstance(module.head, nn.Linear)
-        assert module.head.out_features == 5
+    def test_torch_export_gives_the_same_logits_for_any_batch(self, name):
+        check_torch_export(small(name), SHAPE)
 
     def test_stages_are_named_submodules_that_halve(self, name):
         module = small(name)
@@ -60,50 +53,6 @@ class TestEveryFamily:
         expected = () if name == "mlp" else ((4, 16, 16), (8, 8, 8), (16, 4, 4))
         assert shapes.stages == expected
         assert shapes.embedding == module.head.in_features
-
-    def test_equal_seeds_give_equal_weights(self, name):
-        torch.manual_seed(3)
-        one = small(name).state_dict()
-        torch.manual_seed(3)
-        two = small(name).state_dict()
-        assert all(torch.equal(one[key], two[key]) for key in one)
-
-    def test_activations_neither_vanish_nor_explode_at_the_start(self, name):
-        torch.manual_seed(0)
-        module = FAMILIES[name].build({}, SHAPE, 5)
-        logits = module(torch.randn(16, *SHAPE))
-        assert 0.05 < logits.std() < 5
-
-    def test_runs_in_bfloat16_channels_last(self, name):
-        module = small(name).to(memory_format=torch.channels_last)
-        x = torch.rand(4, *SHAPE).to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = module(x)
-        assert torch.isfinite(logits).all()
-        logits.float().sum().backward()
-
-    def test_torch_export_gives_the_same_logits_for_any_batch(self, name):
-        module = small(name).eval()
-        batch = torch.export.Dim("batch", min=2, max=64)
-        program = torch.export.export(module, (torch.rand(2, *SHAPE),), dynamic_shapes=({0: batch},))
-        x = torch.rand(7, *SHAPE)
-        torch.testing.assert_close(program.module()(x), module(x))
-
-    def test_describe_agrees_with_the_real_module_and_draws_no_random_number(self, name):
-        before = torch.get_rng_state()
-        cost = describe(FAMILIES[name], SMALL[name], SHAPE, 5)
-        assert torch.equal(before, torch.get_rng_state())
-        module = small(name)
-        assert cost.params == sum(p.numel() for p in module.parameters())
-        assert cost == count(module, SHAPE)
-        assert describe(FAMILIES[name], dict(reversed(SMALL[name].items())), SHAPE, 5) is cost
-
-    def test_deep_copies_are_independent(self, name):
-        module = small(name)
-        twin = copy.deepcopy(module)
-        with torch.no_grad():
-            twin.head.weight.zero_()
-        assert module.head.weight.abs().sum() > 0
 
     def test_unknown_fields_and_values_outside_the_range_are_refused(self, name):
         with pytest.raises(RecipeError, match="did you mean 'width'"):
