@@ -162,12 +162,9 @@ class Engine:
 
     def _resumable(self, history: History) -> list[tuple[Trial, int]]:
         """Trials to go on with before any is begun, and up to which epoch."""
-        broken_off, best = interrupted(history), self._promotable(history)
+        broken_off, best = interrupted(history), promotable(history)
         found = [] if broken_off is None else [(broken_off, broken_off.to)]
         return found if best is None else [*found, (best, next_rung(history.rungs, best.epoch) or best.epoch)]
-
-    def _promotable(self, history: History) -> Trial | None:
-        return promotable(history)
 
     def _closing(self, history: History, elapsed: float) -> Trial | None:
         """Whom to send on when no new trial could come as far as the leader any more: the best that can, though it was passed over."""

@@ -73,15 +73,13 @@ def outcome(trial: Trial, rung: int, costs: Sequence[str]) -> tuple[object, ...]
 def promotable(history: History, eta: int = ETA) -> Trial | None:
     """The paused trial to resume next: of the highest rung first, the best that is among the best 1/eta there.
 
-    No more than 1/eta of those that came to a rung go on, though the best third is another one whenever a better trial comes, as it
-    does with a model: the time is better spent on further trials. Failed trials count where they failed, or above; they are not promoted.
+    Failed trials count among those that came to the rung at which, or above which, they failed; they are not promoted.
     """
     for rung in reversed(history.rungs[:-1]):
-        reached, lost = at_rung(history, rung), failed_towards(history, rung)
-        most = (len(reached) + len(lost)) // eta
-        went_on = sum(trial.to > rung for trial in reached) + sum(rung in trial.values for trial in lost)
-        if went_on < most and (rung > history.rungs[0] or len(reached) + len(lost) >= PROMOTE_FROM):
-            found = next(_waiting(history, rung, reached, most), None)
+        reached = at_rung(history, rung)
+        count = len(reached) + len(failed_towards(history, rung))
+        if rung > history.rungs[0] or count >= PROMOTE_FROM:
+            found = next(_waiting(history, rung, reached, count // eta), None)
             if found is not None:
                 return found
     return None

@@ -23,7 +23,6 @@ import autokd
 from autokd.budget import Budget
 from autokd.constraints import parse_limits
 from autokd.engine.engine import Decision, Engine, Start
-from autokd.engine.rungs import ETA, at_rung
 from autokd.engine.sampler import Proposal, Sampler
 from autokd.gain import paired_gain
 from autokd.history import History, Trial
@@ -63,18 +62,6 @@ class Asha(Engine):
         if isinstance(decision, Start) and decision.role == "search":
             return replace(decision, to=max(decision.to, history.rungs[max(NINTH, -len(history.rungs))]))
         return decision
-
-    def _promotable(self, history: History) -> Trial | None:
-        """Whoever is among the best third now, however many went on before: so the published algorithm has it."""
-        for rung in reversed(history.rungs[:-1]):
-            reached = at_rung(history, rung)
-            waiting = (
-                trial for trial in reached[: len(reached) // ETA] if trial.state == "paused" and trial.epoch == rung
-            )
-            best = next(waiting, None)
-            if best is not None:
-                return best
-        return None
 
     def _closing(self, history: History, elapsed: float) -> Trial | None:
         return None

@@ -60,18 +60,6 @@ def test_failed_trials_count_in_the_rung_but_are_never_promoted() -> None:
     assert promotable(history(*good, *heading)) is good[2], "one that failed further up is passed over"
 
 
-def test_no_more_than_a_third_goes_on_though_the_best_third_changes() -> None:
-    first = [trial(f"a{n}", e2=0.5 + n / 100) for n in range(2)]
-    rest = [trial(f"r{n}", e2=n / 100) for n in range(5)]
-    for on in first:
-        on.to, on.state = 6, "running"  # type: ignore[assignment]
-    better = [trial(f"b{n}", e2=0.9 + n / 100) for n in range(1)]
-    assert promotable(history(*first, *rest, *better)) is None, "of eight two go on, and two have"
-    assert promotable(history(*first, *rest, *better, trial("c", e2=0.01))) is better[0]
-    first[0].state = "failed"
-    assert promotable(history(*first, *rest, *better)) is None, "nor where one of them failed on its way"
-
-
 def test_the_highest_rung_is_looked_at_first_and_ties_go_to_the_smaller() -> None:
     low = [trial("a", e2=0.9), trial("b", e2=0.9, params=5), *(trial(f"r{n}", e2=0.1) for n in range(4))]
     high = [trial(f"h{n}", e2=0.5, e6=0.6 + n / 10, to=6) for n in range(3)]
