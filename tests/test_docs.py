@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 import shlex
 from pathlib import Path
@@ -95,6 +96,21 @@ def test_the_space_in_the_docs_is_one() -> None:
     (example,) = blocks(ROOT / "docs" / "spaces.md", "yaml")
     space = Space.parse(example, autokd.vocabulary())
     assert space.objectives == ("kd", "dkd") and len(space.first) == 1
+
+
+def test_the_space_of_the_methods_page_is_one() -> None:
+    (example,) = blocks(ROOT / "docs" / "methods.md", "yaml")
+    assert Space.parse(example, autokd.vocabulary()).objectives == ("kd", "pkt", "sp", "triplet")
+
+
+def test_terms_of_the_methods_page_are_legal() -> None:
+    terms = [json.loads(term) for term in re.findall(r"`(\{\"objective\".*?\})`", text_of("methods.md"))]
+    assert len(terms) >= 8
+    for term in terms:
+        recipe = autokd.Recipe.from_dict({"student": {"family": "resnet"}, "terms": [term]})
+        recipe.check(autokd.vocabulary())
+        low, high = OBJECTIVES[term["objective"]].weight_range
+        assert low <= term["weight"] <= high
 
 
 # ---- nothing is missing

@@ -1,4 +1,4 @@
-"""Distillation losses, grouped by what they compare: logits, features, relations.
+"""Distillation losses, grouped by what they compare: logits, features, relations, fused features.
 
 A new loss is a class in one of the files (or a new one), a line in `OBJECTIVES` and a heading in docs/methods.md. A
 user's own loss needs none of that: a recipe names it as "module:attribute".
@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 
 from autokd.errors import RecipeError, nearest
-from autokd.objectives import features, logits, relations
+from autokd.objectives import features, logits, relations, review
 from autokd.protocols import Objective
 from autokd.recipe import Rule
 
@@ -22,6 +22,13 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "fitnet": features.FitNet,  # Romero 2015
     "at": features.AT,  # Zagoruyko 2017
     "rkd": relations.RKD,  # Park 2019
+    "cos": logits.Cosine,
+    "nst": features.NST,  # Huang, Wang 2017
+    "vid": features.VID,  # Ahn 2019
+    "reviewkd": review.ReviewKD,  # Chen 2021
+    "sp": relations.SP,  # Tung, Mori 2019
+    "pkt": relations.PKT,  # Passalis, Tefas 2018
+    "triplet": relations.Triplet,  # Oki 2020
 }
 
 

@@ -1,4 +1,4 @@
-"""Losses that compare stage maps: fitnet, at.
+"""Losses that compare stage maps: fitnet, at, nst, vid.
 
 Stages run from input to output, each (N, channels, height, width). Networks of different depth are compared at equal
 relative depth, last with last; of two maps of different size the larger is average-pooled to the smaller.
@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autokd.errors import RecipeError
+from autokd.objectives.requirements import require_positions, require_stages
 from autokd.protocols import Batch, Objective, Outputs, Shapes
 from autokd.recipe import Rule
 
 NORM_EPS = 1e-8  # a map whose squares have a smaller norm counts as empty
+FIRST_VARIANCE, LEAST_VARIANCE = 5.0, 1e-5  # of vid, as in the authors' code
 
 
 def stage_pairs(students: int, teachers: int) -> tuple[tuple[int, int], ...]:
@@ -38,15 +39,6 @@ def at_equal_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 def _pool(x: Tensor, size: tuple[int, int]) -> Tensor:
     return x if x.shape[2:] == size else functional.adaptive_avg_pool2d(x, size)
-
-
-def _require_stages(name: str, student: Shapes, teacher: Shapes) -> None:
-    for who, shapes in (("student", student), ("teacher", teacher)):
-        if not shapes.stages:
-            raise RecipeError(
-                f"objective '{name}' compares stage maps, the {who} has 0 stages; "
-                "use a convolutional network, or kd, dkd, dist, rkd"
-            )
 
 
 class FitNet(Objective):
@@ -71,7 +63,7 @@ class FitNet(Objective):
 
     def build(self, student: Shapes, teacher: Shapes) -> None:
         """Choose the pair of stages and draw the regressor."""
-        _require_stages("fitnet", student, teacher)
+        require_stages("fitnet", student, teacher)
         depth = len(student.stages)
         position = {"first": 0, "middle": depth // 2, "last": depth - 1}[self.stage]
         self.pair = stage_pairs(depth, len(teacher.stages))[position]
@@ -104,12 +96,8 @@ class AT(Objective):
 
     def build(self, student: Shapes, teacher: Shapes) -> None:
         """Check that some pair of stages has more than one position; an attention map of one position is always 1."""
-        _require_stages("at", student, teacher)
-        pairs = stage_pairs(len(student.stages), len(teacher.stages))
-        if max(math.prod(_smaller(student.stages[i], teacher.stages[j])) for i, j in pairs) < 2:
-            raise RecipeError(
-                "objective 'at' needs maps of more than one position, all are 1×1; use kd, dkd, dist or rkd"
-            )
+        require_stages("at", student, teacher)
+        require_positions("at", _compared_sizes(student, teacher))
 
     def forward(
         self, student: Outputs, teacher: Outputs, batch: Batch, row_weight: Tensor | None = None
@@ -126,6 +114,12 @@ class AT(Objective):
         return {"at": total}
 
 
+def _compared_sizes(student: Shapes, teacher: Shapes) -> list[tuple[int, int]]:
+    """(height, width) at which each pair of stages is compared."""
+    pairs = stage_pairs(len(student.stages), len(teacher.stages))
+    return [_smaller(student.stages[i], teacher.stages[j]) for i, j in pairs]
+
+
 def _smaller(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, int]:
     """The smaller height and the smaller width of two (channels, height, width)."""
     return min(a[1], b[1]), min(a[2], b[2])
@@ -135,3 +129,99 @@ def attention(maps: Tensor) -> Tensor:
     """Where a map is strong: (N, channels, H, W) -> (N, H, W), rows of unit length (0 for an empty map)."""
     energy = maps.square().mean(1)
     return energy / torch.linalg.vector_norm(energy, dim=(1, 2), keepdim=True).clamp_min(NORM_EPS)
+
+
+class NST(Objective):
+    """Σ_stages mean over rows of MMD²(channels of F_s, channels of F_t). Huang, Wang 2017 (arXiv:1707.01219).
+
+    A channel is its map, of unit L2 norm over positions; two channels are as alike as k(a, b) = (a·b)², and
+    MMD² = mean k(s, s') + mean k(t, t') − 2·mean k(s, t) over pairs of channels. Numbers of channels may differ. Scale of a
+    channel does not matter; a stage compared at one position, where all channels are alike, is left out.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"stages"})
+    default_weight: ClassVar[float] = 50.0  # RepDistiller's setting for this loss
+    weight_range: ClassVar[tuple[float, float]] = (1.0, 1e3)
+
+    def build(self, student: Shapes, teacher: Shapes) -> None:
+        """Check that some pair of stages has more than one position."""
+        require_stages("nst", student, teacher)
+        require_positions("nst", _compared_sizes(student, teacher))
+
+    def forward(
+        self, student: Outputs, teacher: Outputs, batch: Batch, row_weight: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        total = student.stages[0].new_zeros(())
+        for i, j in stage_pairs(len(student.stages), len(teacher.stages)):
+            own, other = at_equal_size(student.stages[i], teacher.stages[j])
+            if math.prod(own.shape[2:]) > 1:
+                total = total + selectivity_gap(own, other).mean()
+        return {"nst": total}
+
+
+def selectivity_gap(a: Tensor, b: Tensor) -> Tensor:
+    """MMD² between the channels of two maps of equal size, per row: (N, C, H, W), (N, C', H, W) -> (N,).
+
+    mean (a_i·b_j)² is the inner product of A = Σ a_i a_iᵀ/C and B, positions × positions: where there are fewer positions than
+    channels, MMD² is computed as ‖A − B‖². Elsewhere inner products of maps are divided by their norms, not maps.
+    """
+    a, b = a.flatten(2), b.flatten(2)
+    if a.shape[2] <= max(a.shape[1], b.shape[1]):
+        units = [functional.normalize(each, dim=2, eps=math.sqrt(NORM_EPS)) for each in (a, b)]
+        moments = [each.transpose(1, 2) @ each / each.shape[1] for each in units]
+        return (moments[0] - moments[1]).square().sum((1, 2))
+    own, other, mutual = (x @ y.transpose(1, 2) for x, y in ((a, a), (b, b), (a, b)))
+    of_a, of_b = (gram.diagonal(dim1=1, dim2=2).clamp_min(NORM_EPS) for gram in (own, other))
+    return _kernel_mean(own, of_a, of_a) + _kernel_mean(other, of_b, of_b) - 2 * _kernel_mean(mutual, of_a, of_b)
+
+
+def _kernel_mean(products: Tensor, norms: Tensor, others: Tensor) -> Tensor:
+    """Mean squared cosine from inner products (N, C, C') and squared norms (N, C), (N, C') -> (N,)."""
+    return (products.square() / (norms[:, :, None] * others[:, None, :])).mean((1, 2))
+
+
+class VID(Objective):
+    """Σ_stages mean ½[(F_t − μ(F_s))²/σ² + log σ²] over rows, channels, positions. Ahn et al., CVPR 2019 (arXiv:1904.05835).
+
+    The negative log-likelihood of the teacher's map, without its constant: a bound on what the student's map tells of it. μ (three 1×1
+    convolutions with ReLU between them) and σ² (one per channel of the teacher) learn with the student and are dropped
+    after training. May become negative, as σ² falls.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"stages"})
+    divergence: ClassVar[bool] = False  # a likelihood, with freshly drawn regressors between equal networks
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pairs: tuple[tuple[int, int], ...] = ()
+
+    def build(self, student: Shapes, teacher: Shapes) -> None:
+        """Draw a regressor for each of the student's stages; variances begin at 5."""
+        require_stages("vid", student, teacher)
+        self.pairs = stage_pairs(len(student.stages), len(teacher.stages))
+        widths = [(student.stages[i][0], teacher.stages[j][0]) for i, j in self.pairs]
+        self.means = nn.ModuleList(_regressor(own, other) for own, other in widths)
+        begin = math.log(math.expm1(FIRST_VARIANCE - LEAST_VARIANCE))  # the inverse of softplus
+        self.spreads = nn.ParameterList(torch.full((other,), begin) for _, other in widths)
+
+    def forward(
+        self, student: Outputs, teacher: Outputs, batch: Batch, row_weight: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        total = student.stages[0].new_zeros(())
+        for (i, j), mean, spread in zip(self.pairs, self.means, self.spreads, strict=True):
+            own, other = at_equal_size(student.stages[i], teacher.stages[j])
+            variance = functional.softplus(spread) + LEAST_VARIANCE
+            errors = (other - mean(own)).square().mean((0, 2, 3))
+            total = total + 0.5 * (errors / variance + variance.log()).mean()
+        return {"vid": total}
+
+
+def _regressor(channels: int, wanted: int) -> nn.Sequential:
+    """Student channels to teacher channels, position by position."""
+    return nn.Sequential(
+        nn.Conv2d(channels, wanted, 1, bias=False),
+        nn.ReLU(),
+        nn.Conv2d(wanted, wanted, 1, bias=False),
+        nn.ReLU(),
+        nn.Conv2d(wanted, wanted, 1, bias=False),
+    )

@@ -1,4 +1,4 @@
-"""Losses that compare what two classifiers say: kd, dkd, dist.
+"""Losses that compare what two classifiers say: kd, dkd, dist, cos.
 
 N rows, C classes, T temperature, z logits, p = softmax(z/T); s student, t teacher. Written with elementary operations
 and no value-dependent branch, so that students stacked by `torch.func.vmap` run through them unchanged.
@@ -11,12 +11,27 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from autokd.protocols import Batch, Objective, Outputs
+from autokd.objectives.requirements import require_three_classes
+from autokd.protocols import Batch, Objective, Outputs, Shapes
 from autokd.recipe import Rule
 
 PEARSON_EPS = 1e-8  # added to the denominator, as in the authors' DIST code
+SPREAD_EPS = 1e-7  # added to the standard deviation of a row of logits, as in the authors' code
+COSINE_EPS = 1e-8  # logits of a smaller norm have no direction: cos 0
 TEMPERATURE = "both softmaxes are of logits divided by it"
+STANDARDISE = Rule("choice", False, choices=(False, True), about="z-scores of logits instead of logits")
+
+
+def standardised(logits: Tensor) -> Tensor:
+    """Each row less its mean, over its standard deviation (population): (N, C) -> (N, C). A constant row becomes 0.
+
+    Sun et al., CVPR 2024 (arXiv:2403.01427). A row's gain and offset are lost, so a student need not match them.
+    """
+    centred = logits - logits.mean(1, keepdim=True)
+    spread = torch.linalg.vector_norm(centred, dim=1, keepdim=True) / logits.shape[1] ** 0.5
+    return centred / (spread + SPREAD_EPS)
 
 
 def kl_rows(student: Tensor, teacher: Tensor, temperature: float | Tensor) -> Tensor:
@@ -32,48 +47,74 @@ def mean_over_rows(per_row: Tensor, row_weight: Tensor | None) -> Tensor:
 
 
 class KD(Objective):
-    """T²·mean KL(p_t ‖ p_s). Hinton, Vinyals, Dean 2015 (arXiv:1503.02531). T -> ∞: ‖z̄_t − z̄_s‖²/(2C), z̄ centred."""
+    """T²·mean KL(p_t ‖ p_s). Hinton, Vinyals, Dean 2015 (arXiv:1503.02531). T -> ∞: ‖z̄_t − z̄_s‖²/(2C), z̄ centred.
+
+    With `standardise`, p = softmax(z-score(z)/T) (Sun et al., CVPR 2024); refused for two classes.
+    """
 
     fields: ClassVar[Mapping[str, Rule]] = {
         "temperature": Rule("float", 4.0, 0.5, 50.0, about=TEMPERATURE),
+        "standardise": STANDARDISE,
     }
     row_weighted: ClassVar[bool] = True
     dials: ClassVar[frozenset[str]] = frozenset({"temperature"})
 
-    def __init__(self, *, temperature: float = 4.0) -> None:
+    def __init__(self, *, temperature: float = 4.0, standardise: bool = False) -> None:
         super().__init__()
-        self.temperature = temperature
+        self.temperature, self.standardise = temperature, standardise
+
+    def build(self, student: Shapes, teacher: Shapes) -> None:
+        """Refuse z-scores of two logits."""
+        if self.standardise:
+            require_three_classes("kd", student.classes)
 
     def forward(
         self, student: Outputs, teacher: Outputs, batch: Batch, row_weight: Tensor | None = None
     ) -> dict[str, Tensor]:
-        per_row = kl_rows(student.logits, teacher.logits, self.temperature)
+        own, other = _compared(student, teacher, self.standardise)
+        per_row = kl_rows(own, other, self.temperature)
         return {"kd": self.temperature**2 * mean_over_rows(per_row, row_weight)}
+
+
+def _compared(student: Outputs, teacher: Outputs, standardise: bool) -> tuple[Tensor, Tensor]:
+    """Both networks' logits, or z-scores of them."""
+    if not standardise:
+        return student.logits, teacher.logits
+    return standardised(student.logits), standardised(teacher.logits)
 
 
 class DKD(Objective):
     """T²·mean(alpha·TCKD + beta·NCKD). Zhao et al., CVPR 2022 (arXiv:2203.08679).
 
     TCKD compares (p_y, 1 − p_y), NCKD the other classes renormalised; KL = TCKD + (1 − p_y of the teacher)·NCKD.
-    With two classes one other class is left and NCKD is exactly 0.
+    With two classes one other class is left and NCKD is exactly 0. `standardise` is as for kd.
     """
 
     fields: ClassVar[Mapping[str, Rule]] = {
         "alpha": Rule("float", 1.0, 0.0, 16.0, about="weight of the target-class part"),
         "beta": Rule("float", 8.0, 0.0, 32.0, about="weight of the other-classes part"),
         "temperature": Rule("float", 4.0, 0.5, 50.0, about=TEMPERATURE),
+        "standardise": STANDARDISE,
     }
     row_weighted: ClassVar[bool] = True
     dials: ClassVar[frozenset[str]] = frozenset({"alpha", "beta", "temperature"})
 
-    def __init__(self, *, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> None:
+    def __init__(
+        self, *, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, standardise: bool = False
+    ) -> None:
         super().__init__()
-        self.alpha, self.beta, self.temperature = alpha, beta, temperature
+        self.alpha, self.beta, self.temperature, self.standardise = alpha, beta, temperature, standardise
+
+    def build(self, student: Shapes, teacher: Shapes) -> None:
+        """Refuse z-scores of two logits."""
+        if self.standardise:
+            require_three_classes("dkd", student.classes)
 
     def forward(
         self, student: Outputs, teacher: Outputs, batch: Batch, row_weight: Tensor | None = None
     ) -> dict[str, Tensor]:
-        tckd, nckd = decoupled_rows(student.logits, teacher.logits, batch.y, self.temperature)
+        own, other = _compared(student, teacher, self.standardise)
+        tckd, nckd = decoupled_rows(own, other, batch.y, self.temperature)
         scale = self.temperature**2
         return {
             "tckd": self.alpha * scale * mean_over_rows(tckd, row_weight),
@@ -141,3 +182,19 @@ def pearson(a: Tensor, b: Tensor) -> Tensor:
     a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
     norms = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
     return (a * b).sum(1) / (norms + PEARSON_EPS)
+
+
+class Cosine(Objective):
+    """mean over rows of 1 − cos(z_s, z_t) of raw logits: 0 iff every row's are parallel, scale does not matter.
+
+    The loss of hidden states in DistilBERT (Sanh et al. 2019, arXiv:1910.01108), on logits, which need no projection.
+    """
+
+    row_weighted: ClassVar[bool] = True
+    weight_range: ClassVar[tuple[float, float]] = (0.1, 10.0)
+
+    def forward(
+        self, student: Outputs, teacher: Outputs, batch: Batch, row_weight: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        own, other = (functional.normalize(each.logits, dim=1, eps=COSINE_EPS) for each in (student, teacher))
+        return {"cos": mean_over_rows(1 - (own * other).sum(1), row_weight)}

@@ -1,7 +1,7 @@
-"""Losses that compare how rows lie to each other in embedding space: rkd.
+"""Losses that compare how rows lie to each other: rkd, pkt, sp, triplet.
 
 N rows, D embedding width; student and teacher widths may differ, relations are N×N and N×N×N. All relations come from
-one Gram matrix: N²·D + N³ operations instead of the N³·D of explicit differences.
+one Gram matrix: for rkd N²·D + N³ operations instead of the N³·D of explicit differences.
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from autokd.errors import RecipeError
+from autokd.objectives.requirements import require_embedding, require_stages
 from autokd.protocols import Batch, Objective, Outputs, Shapes
 from autokd.recipe import Rule
 
 MAX_ROWS = 64  # the batch of the published runs; 64³ angles = 1 MB in float32. Of more rows only the first are related
+PKT_EPS = 1e-7  # as in the authors' code, beside norms and probabilities
+PAIR_EPS = 1e-6  # added to every coordinate of a difference, as torch's pairwise distance does
 COINCIDENT = 1e-6  # squared distances below this share of their mean are rounding noise of the Gram matrix: taken as 0
 
 
@@ -42,27 +46,24 @@ class RKD(Objective):
 
     def build(self, student: Shapes, teacher: Shapes) -> None:
         """Refuse networks without an embedding."""
-        for who, shapes in (("student", student), ("teacher", teacher)):
-            if shapes.embedding < 1:
-                raise RecipeError(
-                    f"objective 'rkd' compares embeddings, the {who}'s has width {shapes.embedding}; use kd or dist"
-                )
+        require_embedding("rkd", student, teacher)
 
     def forward(
         self, student: Outputs, teacher: Outputs, batch: Batch, row_weight: Tensor | None = None
     ) -> dict[str, Tensor]:
-        distance_s, angle_s = relations(_embedding(student))
-        distance_t, angle_t = relations(_embedding(teacher))
+        distance_s, angle_s = relations(embedding_of("rkd", student)[:MAX_ROWS])
+        distance_t, angle_t = relations(embedding_of("rkd", teacher)[:MAX_ROWS])
         return {
             "distance": self.distance * huber(distance_s - distance_t).mean(),
             "angle": self.angle * huber(angle_s - angle_t).mean(),
         }
 
 
-def _embedding(outputs: Outputs) -> Tensor:
+def embedding_of(name: str, outputs: Outputs) -> Tensor:
+    """(N, D). Raises RecipeError where a network gave none."""
     if outputs.embedding is None:
-        raise RecipeError("objective 'rkd' needs embeddings, the network gave none; use kd, dkd or dist")
-    return outputs.embedding[:MAX_ROWS]
+        raise RecipeError(f"objective '{name}' needs embeddings, the network gave none; use kd, dkd or dist")
+    return outputs.embedding
 
 
 def relations(embedding: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,3 +88,106 @@ def huber(x: Tensor) -> Tensor:
     """x²/2 within ±1, |x| − 1/2 outside."""
     size = x.abs()
     return torch.where(size < 1, 0.5 * x * x, size - 0.5)
+
+
+class PKT(Objective):
+    """mean over N² pairs of p_t·log(p_t/p_s), p_ij = (cos_ij + 1)/2 over its sum over j. Passalis, Tefas, ECCV 2018.
+
+    cos_ij is between the embeddings of rows i and j of one network; arXiv:1803.10837. Scale and rotation of an embedding do not matter.
+    p is about 1/N, and so is the loss against a mean over rows.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"embedding"})
+    default_weight: ClassVar[float] = 30000.0  # RepDistiller's setting for this loss, at 64 rows
+    weight_range: ClassVar[tuple[float, float]] = (1e3, 1e5)
+
+    def build(self, student: Shapes, teacher: Shapes) -> None:
+        """Refuse networks without an embedding."""
+        require_embedding("pkt", student, teacher)
+
+    def forward(
+        self, student: Outputs, teacher: Outputs, batch: Batch, row_weight: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        p_s, p_t = (neighbours(embedding_of("pkt", each)) for each in (student, teacher))
+        return {"pkt": (p_t * ((p_t + PKT_EPS) / (p_s + PKT_EPS)).log()).mean()}
+
+
+def neighbours(embedding: Tensor) -> Tensor:
+    """Probability of row j for row i by the cosine of their embeddings, j = i included: (N, D) -> (N, N)."""
+    unit = embedding / (torch.linalg.vector_norm(embedding, dim=1, keepdim=True) + PKT_EPS)
+    alike = (unit @ unit.T + 1) / 2
+    return alike / alike.sum(1, keepdim=True)
+
+
+class SP(Objective):
+    """mean over N² pairs of (Ĝ_s − Ĝ_t)², Ĝ = F·Fᵀ with rows of unit L2 norm. Tung, Mori, ICCV 2019 (arXiv:1907.09682).
+
+    F holds the last stage map of each row, flattened. Rotating F, or scaling all of it, changes nothing; one row alone gives 0.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"stages"})
+    default_weight: ClassVar[float] = 3000.0  # RepDistiller's setting for this loss
+    weight_range: ClassVar[tuple[float, float]] = (100.0, 1e4)
+
+    def build(self, student: Shapes, teacher: Shapes) -> None:
+        """Refuse networks without stage maps."""
+        require_stages("sp", student, teacher)
+
+    def forward(
+        self, student: Outputs, teacher: Outputs, batch: Batch, row_weight: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        own, other = (similarity(each.stages[-1].flatten(1)) for each in (student, teacher))
+        return {"sp": (own - other).square().mean()}
+
+
+def similarity(rows: Tensor) -> Tensor:
+    """Inner products of rows, those with one row of unit L2 norm: (N, D) -> (N, N)."""
+    return functional.normalize(rows @ rows.T, dim=1)
+
+
+class Triplet(Objective):
+    """mean over rows n of max(0, d(t_n, s_n) − d(t_n, s_k) + margin), k rows of other classes. Oki et al., IJCNN 2020.
+
+    d is the L2 distance of raw logits (arXiv:2004.08116). The paper draws k from all data and runs the student on it; here
+    k is in the batch: the mean over all such rows, or the nearest. A row without any counts as 0. With anchor "student" the
+    logits of the teacher are pushed away from: d(s_n, t_k).
+    """
+
+    fields: ClassVar[Mapping[str, Rule]] = {
+        "margin": Rule("float", 5.0, 0.0, 50.0, about="how much farther other classes have to be, in units of logits"),
+        "negatives": Rule("choice", "all", choices=("all", "hardest"), about="mean over other rows, or the nearest"),
+        "anchor": Rule("choice", "teacher", choices=("teacher", "student"), about="whose row n is compared with row k"),
+    }
+    dials: ClassVar[frozenset[str]] = frozenset({"margin"})
+    default_weight: ClassVar[float] = 2.0
+    weight_range: ClassVar[tuple[float, float]] = (0.01, 10.0)
+    divergence: ClassVar[bool] = False  # equal logits of different classes may be nearer than the margin
+
+    def __init__(self, *, margin: float = 5.0, negatives: str = "all", anchor: str = "teacher") -> None:
+        super().__init__()
+        self.margin, self.negatives, self.anchor = margin, negatives, anchor
+
+    def forward(
+        self, student: Outputs, teacher: Outputs, batch: Batch, row_weight: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        nearest, farther = distances(teacher.logits, student.logits)
+        if self.anchor == "student":
+            farther = farther.T
+        other_class = batch.y[:, None] != batch.y[None, :]
+        short = torch.where(other_class, (nearest[:, None] - farther + self.margin).relu(), 0.0)
+        if self.negatives == "hardest":
+            return {"triplet": short.amax(1).mean()}
+        return {"triplet": (short.sum(1) / other_class.sum(1).clamp_min(1)).mean()}
+
+
+def distances(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """L2 distance of each row of a to its own row of b (N,), and to every row of b (N, N).
+
+    Points that lie together have distance 0 and gradient 0 in the second: no square root is taken at 0.
+    """
+    a = a + PAIR_EPS
+    centre = b.mean(0, keepdim=True)  # keeps the differences of inner products accurate
+    own, other = a - centre, b - centre
+    squares = own.square().sum(1)[:, None] + other.square().sum(1)[None, :] - 2 * own @ other.T
+    apart = squares > (COINCIDENT * squares.detach().mean()).clamp_min(1e-12)
+    return torch.linalg.vector_norm(a - b, dim=1), torch.where(apart, torch.where(apart, squares, 1.0).sqrt(), 0.0)
