@@ -91,7 +91,7 @@ class Faults:
     """What goes wrong on the way. Shares are of the orders, drawn from the seed, the trial and where it goes on."""
 
     failures: float = 0.0  # end somewhere on the way
-    deaths: float = 0.0  # lose their worker at the end, and are done once more
+    deaths: float = 0.0  # lose their worker at the end, and are done once more; a deadline cuts that short too
     stragglers: float = 0.0
     slowdown: float = 10.0  # times as long takes a straggler
     seed: int = 0
@@ -119,7 +119,7 @@ class LookUp:
         training = self.known(order)
         fails, deaths, late = self.faults.draw(order)
         each = training.seconds * late
-        last = self._last_epoch(order, each)
+        last = self._last_epoch(order, each * (1 + deaths))
         if fails is not None:
             last = order.start + math.ceil(fails * (last - order.start))
         for epoch in range(order.start + 1, last + 1):

@@ -92,6 +92,11 @@ def test_dead_workers_and_stragglers_take_their_time() -> None:
     assert (late.retries, late.seconds, late.value) == (0, 45.0, CURVE[8])
 
 
+def test_a_training_that_is_done_once_more_is_cut_by_the_deadline_as_well() -> None:
+    dead = LookUp(lambda _: Training(CURVE), Clock(), Faults(deaths=1.0))(order(9, deadline=7.0))
+    assert (dead.epoch, dead.seconds) == (4, 8.0), "the epoch in which the deadline passes is finished"
+
+
 def test_a_lane_is_busy_until_its_trial_fails(tmp_path: Path) -> None:
     run = Run(tmp_path, budget("trials", 20), lanes=1)
     run.trainer = LookUp(lambda _: Training([0.5] * 18, seconds=1.0), run.clock, Faults(failures=1.0))  # type: ignore[assignment]
