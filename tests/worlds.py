@@ -105,8 +105,8 @@ class Run:
 
     def __call__(self) -> Run:
         if not self.ledger.events:
-            head = {"rungs": list(self.rungs), "budget": self.budget, "seed": self.seed, "plan": self.plan}
-            self.ledger.append("search", **head)
+            planned = {"plan": self.plan} if self.plan else {}
+            self.ledger.append("search", rungs=list(self.rungs), budget=self.budget, seed=self.seed, **planned)
         self.ledger.append("session", pid=0, budget=self.budget, lanes=self.lanes)
         self.reason = run_simulated(self.director, self.clock, self.lanes, self.trainer)
         self.ledger.append("finish", reason=self.reason)
