@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -76,15 +77,28 @@ def main() -> None:
     print(f"teacher: {teacher.cost.params:,} parameters, validation accuracy {teacher.value:.2%}", flush=True)
     lines = []
     for seed in range(arguments.seeds):
-        order = list(ENGINES) if seed % 2 == 0 else list(ENGINES)[::-1]
-        for name in order:
+        for name in list(ENGINES)[:: 1 if seed % 2 == 0 else -1]:
             folder = arguments.results / f"{name}-{seed}"
-            if not (folder / "line.json").exists():
-                result = searched(teacher, ENGINES[name], arguments.budget, seed, arguments.lanes, folder)
-                (folder / "line.json").write_text(json.dumps(told(name, seed, result), indent=1))
-            lines.append(json.loads((folder / "line.json").read_text()))
+            lines.append(measured(name, teacher, arguments.budget, seed, arguments.lanes, folder))
             print(f"{name}, seed {seed}: {lines[-1]}", flush=True)
     print(report(lines))
+
+
+def measured(name: str, teacher: autokd.Teacher, budget: str, seed: int, lanes: int, folder: Path, **more: Any) -> Line:
+    """What was told of a search that is there to its end; else one from the beginning, without what a killed one left behind."""
+    line = folder / "line.json"
+    if not line.exists():
+        for left in (folder, _tape_of(folder)):
+            shutil.rmtree(left, ignore_errors=True)
+        line.write_text(
+            json.dumps(told(name, seed, searched(teacher, ENGINES[name], budget, seed, lanes, folder, **more)))
+        )
+    found: Line = json.loads(line.read_text())
+    return found
+
+
+def _tape_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}-tape")
 
 
 def searched(
@@ -107,7 +121,7 @@ def searched(
         budget=Budget.parse(budget),
         engine=engine,
         wanted={"goals": (teacher.task.metric,), "prefer": None, "probe": None},
-        tape=tape_place(folder.with_name(f"{folder.name}-tape"), None),
+        tape=tape_place(_tape_of(folder), None),
         device="cpu",
         epochs=None,
         run_dir=folder,
@@ -167,13 +181,13 @@ def report(lines: Sequence[Line]) -> str:
 def _row(line: Line) -> list[str]:
     tests = line["tests"]
     shares = [line["in_search"], statistics.mean(line["validation"])]
-    scores = [_scores(tests[role]) for role in ("winner", "default_kd", "no_kd") if role in tests]
+    scores = [_scores(tests.get(role, ())) for role in ("winner", "default_kd", "no_kd")]
     trials = f"{line['trials']} ({line['complete']})"
     return [line["engine"], str(line["seed"]), trials, *(f"{share:.2%}" for share in shares), *scores]
 
 
 def _scores(tests: Sequence[float]) -> str:
-    return " ".join(f"{test:.2%}" for test in tests)
+    return " ".join(f"{test:.2%}" for test in tests) or "-"
 
 
 def _gained(lines: Sequence[Line]) -> str:
