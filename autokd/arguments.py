@@ -8,6 +8,7 @@ from pathlib import Path
 from autokd.errors import BudgetError, InputError, nearest
 from autokd.objectives import objective_rules
 from autokd.objectives import resolve as resolve_objective
+from autokd.peers import system_rules
 from autokd.recipe import OpenRules, Vocabulary
 from autokd.space import Space
 from autokd.students import families_rules
@@ -22,6 +23,7 @@ def vocabulary() -> Vocabulary:
     return Vocabulary(
         OpenRules(families_rules(), lambda name: resolve_family(name).fields),
         OpenRules(objective_rules(), lambda name: resolve_objective(name).fields),
+        system_rules(),
     )
 
 

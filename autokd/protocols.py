@@ -69,11 +69,44 @@ class Outputs:
         return self.map(Tensor.float)
 
 
+@dataclass(frozen=True)
+class Samples:
+    """The training split, as far as a loss may know it before training."""
+
+    y: Tensor  # (n, …), on the run's device
+    value_range: tuple[float, float] = (0.0, 1.0)  # of pixels as a network sees them
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+class Ask(Protocol):
+    """What an objective that `asks` may have beside the rows of the step. Each call costs what it says."""
+
+    def student(self, x: Tensor) -> Outputs:
+        """What this network says of other rows (M, …), in training mode and with gradients: a pass of its own, with its own batch statistics."""
+
+    def teacher(self, x: Tensor) -> Outputs:
+        """What the live teacher says of them, detached: a pass of the teacher. Raises TrialFailure without a teacher."""
+
+    def slope(self, x: Tensor, of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """The teacher's logits (M, C) of these rows, and the gradient of the scalar `of(logits)` by them, (M, …): two to three passes of the teacher."""
+
+    def base(self, index: Tensor) -> Tensor:
+        """The base views (M, …) of these training samples in this epoch."""
+
+    def uniform(self, *counters: Tensor | int) -> Tensor:
+        """Numbers in [0, 1) that depend on the trial's seed, the epoch and these counters alone; begin with one of `Stream`."""
+
+
 class Objective(nn.Module):
     """One distillation loss. Returns means over its units; knows nothing of weights, schedules or detaching.
 
     A temperature-softened KL is multiplied by T². `row_weight` (N,), mean not necessarily 1, multiplies per-row terms before
     the mean over rows; an objective whose units are not rows ignores it and says `row_weighted = False`.
+
+    One that says `listens = False` learns from labels or from the network itself; its `forward` must not read `teacher`, which may be
+    the student's own outputs. One that says `asks = True` has a last argument more, `ask`.
     """
 
     fields: ClassVar[Mapping[str, Rule]] = {}  # keyword arguments of __init__
@@ -88,6 +121,17 @@ class Objective(nn.Module):
     default_weight: ClassVar[float] = 1.0
     weight_range: ClassVar[tuple[float, float]] = (0.03, 30.0)  # log-uniform search range of the weight
     divergence: ClassVar[bool] = True  # zero when student equals teacher
+    listens: ClassVar[bool] = True  # to the teacher
+    asks: ClassVar[bool] = False  # for other rows than those of the step
+
+    def know(self, samples: Samples) -> None:
+        """Before `build`: the training split, for those that remember or draw samples."""
+
+    def adopt(self, network: nn.Module) -> None:
+        """After `build`: the network this loss is for, before it is trained. To keep it would make it a part of this one: keep a copy."""
+
+    def begin_epoch(self, network: nn.Module, progress: float) -> None:
+        """Before each epoch, at `progress` in [0, 1] of the whole training."""
 
     def build(self, student: Shapes, teacher: Shapes) -> None:
         """Create adaptors (as submodules) for these shapes. Raises RecipeError if they cannot be compared."""
@@ -129,8 +173,10 @@ class Task(Protocol):
     name: str
     metric: str  # of `value`; higher is better
 
-    def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
-        """Supervised loss, a mean over rows."""
+    def loss(
+        self, outputs: Outputs, batch: Batch, row_weight: Tensor | None = None, smoothing: float | Tensor = 0.0
+    ) -> Tensor:
+        """Supervised loss, a mean over rows of row_weight (N,) times each row's; `smoothing` of a label is spread over all classes."""
 
     def evaluate(self, forward: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> dict[str, float]:
         """Metrics of logits; holds `metric` and "loss"."""

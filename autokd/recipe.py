@@ -30,6 +30,8 @@ Value = bool | int | float | str
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Schedule = Literal["constant", "linear", "sigmoid", "decay", "off"]  # of a term's weight
+RISING, FALLING = ("linear", "sigmoid"), ("decay", "off")
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,11 @@ class OpenRules(Mapping[str, Mapping[str, Rule]]):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The names a recipe may use: student families and objectives, each with the rules of its fields."""
+    """The names a recipe may use: student families, objectives and systems of peers, each with the rules of its fields."""
 
     families: Mapping[str, Mapping[str, Rule]] = field(default_factory=dict)
     objectives: Mapping[str, Mapping[str, Rule]] = field(default_factory=dict)
+    systems: Mapping[str, Mapping[str, Rule]] = field(default_factory=lambda: {"dml": {}})
 
 
 class Frozen(BaseModel):
@@ -121,7 +124,44 @@ class TermSpec(Open):
 
     objective: str
     weight: Positive
-    warmup: Fraction = 0.0  # share of the epochs over which the weight rises linearly from 0
+    schedule: Schedule = "constant"
+    share: Fraction = 1.0  # of the epochs: where the schedule ends
+    floor: Fraction = 0.0  # of the weight: what "decay" and "off" leave
+
+    @model_validator(mode="after")
+    def _without_what_has_no_effect(self) -> TermSpec:
+        if self.schedule == "constant":
+            object.__setattr__(self, "share", 1.0)
+        if self.schedule not in FALLING:
+            object.__setattr__(self, "floor", 0.0)
+        return self
+
+    def factor(self, progress: float) -> float:
+        """What the weight is multiplied by at `progress` in [0, 1] of the whole training.
+
+        With t = progress/share, at most 1: "linear" t, "sigmoid" exp(−5(1 − t)²) (Laine, Aila, ICLR 2017), "decay" from 1 down to `floor`
+        linearly, "off" 1 and from t = 1 on `floor`.
+        """
+        t = min(1.0, progress / self.share) if self.share else 1.0
+        return {
+            "constant": 1.0,
+            "linear": t,
+            "sigmoid": math.exp(-5 * (1 - t) ** 2),
+            "decay": 1 - (1 - self.floor) * t,
+            "off": 1.0 if t < 1 else self.floor,
+        }[self.schedule]
+
+    @property
+    def timing(self) -> dict[str, Value]:
+        """The schedule, with those of its fields that have an effect."""
+        timing: dict[str, Value] = {"schedule": self.schedule}
+        timing |= {"share": self.share} if self.schedule != "constant" else {}
+        return timing | ({"floor": self.floor} if self.schedule in FALLING else {})
+
+    @property
+    def warm_at(self) -> float:
+        """Share of the epochs after which the loss has its full weight."""
+        return self.share if self.schedule in RISING else 0.0
 
 
 class AugmentSpec(Frozen):
@@ -136,10 +176,11 @@ class AugmentSpec(Frozen):
     ccd_normalise: bool = False  # divide those weights by their mean
 
 
-class PeerSpec(Frozen):
-    """Collaborative peers trained beside the student (Zhang et al., CVPR 2018); dropped after training."""
+class PeerSpec(Open):
+    """Collaborative peers trained beside the student, with their system's own parameters as extra fields; dropped after training."""
 
     count: Annotated[int, Field(ge=0, le=3)] = 0
+    system: str = "dml"  # how student and peers teach each other
     weight: NonNegative = 1.0
     temperature: Positive = 1.0
 
@@ -162,7 +203,12 @@ class Recipe(Frozen):
     version: Literal[1] = 1
     student: StudentSpec
     terms: tuple[TermSpec, ...] = ()
+    term_scale: Literal["own", "initial"] = (
+        "own"  # "initial": a term's weight counts in units of its loss before training
+    )
     ce_weight: NonNegative = 1.0
+    ce_rows: Literal["all", "original"] = "all"  # whether augmented rows have a cross-entropy, too
+    label_smoothing: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # share of the label that is spread over all classes
     augment: AugmentSpec = AugmentSpec()
     peers: PeerSpec = PeerSpec()
     optim: OptimSpec = OptimSpec()
@@ -210,8 +256,9 @@ class Recipe(Frozen):
 
     @cached_property
     def id(self) -> str:
-        """Ten hex digits that name this recipe."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:10]
+        """Ten hex digits that name this recipe. Values at their defaults do not count, so that a field added later changes no id."""
+        text = json.dumps(_canonical(self.model_dump(mode="json", exclude_defaults=True)), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
 
     def __hash__(self) -> int:
         return hash(self.id)
@@ -230,9 +277,8 @@ class Recipe(Frozen):
         out |= {f"student.{name}": value for name, value in self.student.fields.items()}
         for term in self.terms:
             out[f"terms.{term.objective}.weight"] = term.weight
-            out[f"terms.{term.objective}.warmup"] = term.warmup
-            out |= {f"terms.{term.objective}.{name}": value for name, value in term.fields.items()}
-        out["ce_weight"] = self.ce_weight
+            out |= {f"terms.{term.objective}.{name}": value for name, value in {**term.timing, **term.fields}.items()}
+        out |= {name: getattr(self, name) for name in PLAIN}
         for section in ("augment", "peers", "optim"):
             out |= {f"{section}.{name}": value for name, value in getattr(self, section).model_dump().items()}
         return out
@@ -244,7 +290,7 @@ class Recipe(Frozen):
         terms: dict[str, dict[str, Value]] = {}
         for name, value in values.items():
             section, _, rest = name.partition(".")
-            if name == "ce_weight":
+            if name in PLAIN:
                 nested[name] = value
             elif section == "terms" and "." in rest:
                 objective, _, parameter = rest.rpartition(".")
@@ -259,7 +305,7 @@ class Recipe(Frozen):
     # ---- names checked against the registries
 
     def check(self, vocabulary: Vocabulary) -> Recipe:
-        """Raise RecipeError for unknown families, objectives or fields and for values outside their ranges."""
+        """Raise RecipeError for unknown families, objectives, systems or fields and for values outside their ranges."""
         rules = vocabulary.families.get(self.student.family)
         if rules is None:
             raise RecipeError(
@@ -272,12 +318,23 @@ class Recipe(Frozen):
                     f"unknown objective {term.objective!r}; {nearest(term.objective, vocabulary.objectives)}"
                 )
             _check_fields(f"objective {term.objective!r}", term.fields, vocabulary.objectives[term.objective])
+        if self.peers.system not in vocabulary.systems:
+            raise RecipeError(
+                f"unknown system of peers {self.peers.system!r}; {nearest(self.peers.system, vocabulary.systems)}"
+            )
+        _check_fields(f"system {self.peers.system!r}", self.peers.fields, vocabulary.systems[self.peers.system])
         return self
 
     def without_distillation(self) -> Recipe:
         """The control: same student, optimiser and base views; no terms, peers or augmented rows."""
         return self.model_copy(
-            update={"terms": (), "ce_weight": 1.0, "peers": PeerSpec(), "augment": self._base_views()}
+            update={
+                "terms": (),
+                "ce_weight": 1.0,
+                "label_smoothing": 0.0,
+                "peers": PeerSpec(),
+                "augment": self._base_views(),
+            }
         )
 
     def with_default_kd(self) -> Recipe:
@@ -289,9 +346,10 @@ class Recipe(Frozen):
         return AugmentSpec(policy="none" if self.augment.policy == "none" else "base")
 
 
+PLAIN = ("term_scale", "ce_weight", "ce_rows", "label_smoothing")  # fields of no section
 FLAT_NAMES = (
     "student.family",
-    "ce_weight",
+    *PLAIN,
     *(f"augment.{name}" for name in AugmentSpec.model_fields),
     *(f"peers.{name}" for name in PeerSpec.model_fields),
     *(f"optim.{name}" for name in OptimSpec.model_fields),

@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 from autokd.errors import SpaceError, nearest
 from autokd.recipe import Value, Vocabulary
 from autokd.space_fields import LARGEST, SPREAD, Conditions, Field, among, complete
-from autokd.space_names import illegal_value, split, unknown_name
+from autokd.space_names import DECIDERS, illegal_value, split, unknown_name
 from autokd.space_yaml import Item, fail
 
 VERSION = 1
@@ -179,13 +179,14 @@ class _Reader:
         written = self.mapping(item, f"when of {field.name!r}", None)
         found = {other: self.condition(field.name, other, values, earlier) for other, values in written.items()}
         section, owner, _ = split(field.name)
-        if section == "student" and owner:
-            family = earlier.get("student.family")
-            rule = f"{field.name!r} must come after a student.family that offers {owner!r}"
-            offered = family is not None and among(owner, family.choices)
-            self.need(offered, spec, rule, "add the family there or remove this field", got=_offers(family))
-            rule = f"{field.name!r} exists only where student.family is {owner!r}"
-            self.need(found.setdefault("student.family", (owner,)) == (owner,), item, rule, "drop that condition")
+        if section in DECIDERS and owner:
+            name = DECIDERS[section]
+            decider = earlier.get(name)
+            rule = f"{field.name!r} must come after a {name} that offers {owner!r}"
+            offered = decider is not None and among(owner, decider.choices)
+            self.need(offered, spec, rule, "add it there or remove this field", got=_offers(decider))
+            rule = f"{field.name!r} exists only where {name} is {owner!r}"
+            self.need(found.setdefault(name, (owner,)) == (owner,), item, rule, "drop that condition")
         if section == "terms":
             for selector in earlier.values():
                 if selector.name.startswith("select.") and among(owner, selector.choices):

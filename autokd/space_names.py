@@ -2,7 +2,8 @@
 
     select.<word>               in the space only: a choice that conditions refer to
     student.<family>.<field>    the recipe's student.<field>, where that family is chosen
-    terms.<objective>.<field>   as in the recipe's flat form; likewise ce_weight, augment.*, peers.*, optim.*
+    terms.<objective>.<field>   as in the recipe's flat form; likewise ce_weight, augment.*, peers.count, optim.*
+    peers.<system>.<field>      the recipe's peers.<field>, where that system is chosen
 
 Families and objectives may be a user's own, "module:attribute".
 """
@@ -16,13 +17,24 @@ from autokd.errors import RecipeError, nearest
 from autokd.recipe import FLAT_NAMES, Recipe, Rule, Value, Vocabulary
 from autokd.space_fields import same
 
-TERM_FIELDS = ("weight", "warmup")  # of every term, beside its objective's own
+TERM_FIELDS = ("weight", "schedule", "share", "floor")  # of every term, beside its objective's own
+
+
+DECIDERS = {
+    "student": "student.family",
+    "peers": "peers.system",
+}  # section -> the field that says whose fields exist there
+OWNED = {
+    "student": "student family",
+    "terms": "objective",
+    "peers": "system of peers",
+}  # section -> whose fields it holds
 
 
 class Name(NamedTuple):
-    """A field's name in parts; `owner` is the family or objective, or empty."""
+    """A field's name in parts; `owner` is the family, objective or system, or empty."""
 
-    section: str  # "student", "terms", "select", …; empty for ce_weight
+    section: str  # "student", "terms", "peers", "select", …; empty for ce_weight
     owner: str
     field: str
 
@@ -36,7 +48,7 @@ def split(name: str) -> Name:
     section, dot, rest = name.partition(".")
     if not dot:
         return Name("", "", name)
-    owner, _, field = rest.rpartition(".") if section in ("student", "terms") else ("", "", rest)
+    owner, _, field = rest.rpartition(".") if section in OWNED else ("", "", rest)
     return Name(section, owner, field)
 
 
@@ -45,10 +57,9 @@ def unknown_name(name: str, vocabulary: Vocabulary) -> str | None:
     section, owner, field = split(name)
     if name in FLAT_NAMES or (section == "select" and field):
         return None
-    if section not in ("student", "terms"):
+    if section not in OWNED or (section == "peers" and not owner):
         return f"unknown field {name!r}; {nearest(name, (*FLAT_NAMES, 'select.…', 'student.…', 'terms.…'))}"
-    owners = vocabulary.families if section == "student" else vocabulary.objectives
-    what = "student family" if section == "student" else "objective"
+    owners, what = _owners(section, vocabulary), OWNED[section]
     if owner not in owners:
         if not owner:
             return f"unknown field {name!r}; write {section}.<{what}>.{field or 'field'} ({nearest(field, owners)})"
@@ -63,9 +74,11 @@ def illegal_value(name: str, value: Value, vocabulary: Vocabulary) -> str | None
         return (
             None if isinstance(value, str) else f"a selector must choose between words, got {value!r}; put it in quotes"
         )
-    if name == "student.family":
-        known = isinstance(value, str) and value in vocabulary.families
-        return None if known else f"unknown student family {value!r}; {nearest(value, vocabulary.families)}"
+    if name in DECIDERS.values():
+        section = name.partition(".")[0]
+        owners = _owners(section, vocabulary)
+        known = isinstance(value, str) and value in owners
+        return None if known else f"unknown {OWNED[section]} {value!r}; {nearest(value, owners)}"
     rule = rule_of(name, vocabulary)
     if rule is not None:
         broken = rule.broken_by(value)
@@ -82,22 +95,28 @@ def recipe_values(point: Mapping[str, Value], vocabulary: Vocabulary) -> dict[st
             continue
         rule = rule_of(name, vocabulary)
         real = rule is not None and rule.kind == "float"
-        values[f"student.{field}" if section == "student" else name] = float(value) if real else value
+        values[f"{section}.{field}" if section in DECIDERS else name] = float(value) if real else value
     return values
 
 
 def rule_of(name: str, vocabulary: Vocabulary) -> Rule | None:
-    """The rule that a family or an objective has for one of its own fields."""
+    """The rule that a family, an objective or a system has for one of its own fields."""
     section, owner, field = split(name)
-    owners = {"student": vocabulary.families, "terms": vocabulary.objectives}.get(section, {})
-    return owners.get(owner, {}).get(field)
+    owners = _owners(section, vocabulary)
+    return owners[owner].get(field) if owner in owners else None
+
+
+def _owners(section: str, vocabulary: Vocabulary) -> Mapping[str, Mapping[str, Rule]]:
+    return {"student": vocabulary.families, "terms": vocabulary.objectives, "peers": vocabulary.systems}.get(
+        section, {}
+    )
 
 
 def _breaks_recipe(name: str, value: Value) -> str | None:
     """Try the value in a recipe that is otherwise in order."""
     fine: dict[str, Value] = {"student.family": "any", "terms.any.weight": 1.0}
     if name.startswith("terms."):
-        fine[f"terms.{split(name).owner}.weight"] = 1.0
+        fine |= {f"terms.{split(name).owner}.weight": 1.0, f"terms.{split(name).owner}.schedule": "decay"}
     try:
         held = Recipe.from_flat(fine | {name: value}).flat()[name]
     except RecipeError as error:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from autokd.peers import mutual_loss, peer_losses
+from autokd.peers.mutual import mutual_loss, peer_losses
 
 torch.set_num_threads(1)
 

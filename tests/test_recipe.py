@@ -26,6 +26,9 @@ def legal(rule: Rule) -> st.SearchStrategy[Any]:
     return st.floats(rule.low, rule.high)
 
 
+SCHEDULES = ("constant", "linear", "sigmoid", "decay", "off")
+
+
 @st.composite
 def recipes(draw: st.DrawFn) -> Recipe:
     """Any legal recipe over the vocabulary of these tests."""
@@ -33,7 +36,8 @@ def recipes(draw: st.DrawFn) -> Recipe:
     student = {name: draw(legal(rule)) for name, rule in VOCABULARY.families[family].items() if draw(st.booleans())}
     names = draw(st.lists(st.sampled_from(sorted(VOCABULARY.objectives)), unique=True, max_size=3))
     terms = [
-        {"objective": name, "weight": draw(POSITIVE), "warmup": draw(st.floats(0, 1))}
+        {"objective": name, "weight": draw(POSITIVE), "schedule": draw(st.sampled_from(SCHEDULES))}
+        | {"share": draw(st.floats(0, 1)), "floor": draw(st.floats(0, 1))}
         | {field: draw(legal(rule)) for field, rule in VOCABULARY.objectives[name].items()}
         for name in names
         if name != "dkd" or "kd" not in names
@@ -42,6 +46,9 @@ def recipes(draw: st.DrawFn) -> Recipe:
         "student": {"family": family, **student},
         "terms": terms,
         "ce_weight": draw(POSITIVE),
+        "ce_rows": draw(st.sampled_from(["all", "original"])),
+        "term_scale": draw(st.sampled_from(["own", "initial"])),
+        "label_smoothing": draw(st.floats(0, 0.5)),
         "augment": {"policy": draw(st.sampled_from(["none", "base", "jda"])), "rho": draw(st.floats(0, 0.75))},
         "peers": {"count": draw(st.integers(0, 3)), "weight": draw(st.floats(0, 1e6))},
         "optim": {"lr": draw(POSITIVE), "batch": draw(st.integers(2, 65536)), "momentum": draw(st.floats(0, 0.99))},

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from autokd.core import checkpoint
+from autokd.core.asking import Beside
 from autokd.core.calibration import CHOICE, FOLDER, Calibrator, timed_steps
 from autokd.core.data import Resident, Rows, steps, to_float
 from autokd.core.device import Setting, has_fused_norm, keep_freed_memory, time_of
@@ -282,7 +283,8 @@ class TrainingCore:
 
     def new(self, recipe: Recipe, seed: int, setting: Setting) -> Run:
         """A trial at its beginning."""
-        return Run(recipe, seed, self.rows.data, self.task, self._shapes, self.example, setting)
+        beside = Beside(self.rows, None if self.teaching is None else self.teaching.live)
+        return Run(recipe, seed, self.rows.data, self.task, self._shapes, self.example, setting, beside=beside)
 
     def _close(self, training: _Training) -> Report | TrialFailure | CheckpointError:
         """Checkpoint and report, or why there is none."""

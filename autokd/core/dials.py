@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from autokd.objectives import resolve
+from autokd.peers import resolve as resolve_system
 from autokd.recipe import Recipe, TermSpec, Value
 
 Number = float | Tensor
-PLAIN = ("ce_weight", "peers.weight", "peers.temperature", "optim.lr", "optim.weight_decay")
+PLAIN = ("ce_weight", "label_smoothing", "peers.weight", "peers.temperature", "optim.lr", "optim.weight_decay")
+PEERS = "peers."
 ON_HOST = ("optim.schedule", "optim.warmup")
 
 
@@ -26,6 +28,7 @@ class Factors:
     """What a step multiplies its losses by, and what it divides its peers' logits by."""
 
     ce_weight: Number
+    smoothing: Number
     weights: tuple[Number, ...]  # of the terms
     peer_weight: Number
     peer_temperature: Number
@@ -34,12 +37,13 @@ class Factors:
 def factors_of(recipe: Recipe) -> Factors:
     """As plain numbers."""
     weights = tuple(term.weight for term in recipe.terms)
-    return Factors(recipe.ce_weight, weights, recipe.peers.weight, recipe.peers.temperature)
+    return Factors(recipe.ce_weight, recipe.label_smoothing, weights, recipe.peers.weight, recipe.peers.temperature)
 
 
 def structure(recipe: Recipe) -> tuple[tuple[str, Value], ...]:
     """What is left of a recipe without dials and schedules: equal for trials that can share a recorded step."""
-    left_out = {*PLAIN, *ON_HOST, *(f"terms.{term.objective}.warmup" for term in recipe.terms), *_of_terms(recipe)}
+    left_out = {*PLAIN, *ON_HOST, *_of_terms(recipe), *_of_peers(recipe)}
+    left_out |= {f"terms.{term.objective}.{name}" for term in recipe.terms for name in term.timing}
     if recipe.augment.policy != "jda":
         left_out |= {f"augment.{name}" for name in type(recipe.augment).model_fields if name != "policy"}
     if recipe.optim.name != "sgd":
@@ -52,22 +56,25 @@ class Dials:
     """The scalars of one recorded step, in one buffer that stays where it is. `turn` sets them to a trial's numbers."""
 
     def __init__(self, recipe: Recipe, device: str) -> None:
-        names = [*PLAIN, *_of_terms(recipe)]
+        names = [*PLAIN, *_of_terms(recipe), *_of_peers(recipe)]
         self._values = torch.zeros(len(names), device=device)
         self._dials = dict(zip(names, self._values.unbind(), strict=True))
         weights = tuple(self._dials[f"terms.{term.objective}.weight"] for term in recipe.terms)
-        ce_weight, peer_weight, peer_temperature, self.lr, self.weight_decay = (self._dials[name] for name in PLAIN)
-        self.factors = Factors(ce_weight, weights, peer_weight, peer_temperature)
+        plain = [self._dials[name] for name in PLAIN]
+        ce_weight, smoothing, peer_weight, peer_temperature, self.lr, self.weight_decay = plain
+        self.factors = Factors(ce_weight, smoothing, weights, peer_weight, peer_temperature)
 
-    def lend(self, recipe: Recipe, objectives: Iterable[nn.Module]) -> None:
-        """From now on one network's objectives read their fields here."""
+    def lend(self, recipe: Recipe, objectives: Iterable[nn.Module], system: nn.Module | None) -> None:
+        """From now on one network's objectives, and the system of peers, read their fields here."""
         for term, objective in zip(recipe.terms, objectives, strict=True):
             for name in _fields(term):
                 setattr(objective, name, self._dials[f"terms.{term.objective}.{name}"])
+        for name in _of_peers(recipe):
+            setattr(system, name.removeprefix(PEERS), self._dials[name])
 
-    def turn(self, recipe: Recipe, objectives: Iterable[nn.Module]) -> None:
-        """To the numbers of a recipe of the same structure; `objectives` are those built for it."""
-        numbers = _numbers(recipe, objectives)
+    def turn(self, recipe: Recipe, objectives: Iterable[nn.Module], system: nn.Module | None) -> None:
+        """To the numbers of a recipe of the same structure; `objectives` and `system` are those built for it."""
+        numbers = _numbers(recipe, objectives, system)
         self._values.copy_(torch.tensor([numbers[name] for name in self._dials]))
 
 
@@ -81,7 +88,14 @@ def _fields(term: TermSpec) -> list[str]:
     return sorted(vars(resolve(term.objective)).get("dials", ()))
 
 
-def _numbers(recipe: Recipe, objectives: Iterable[nn.Module]) -> Mapping[str, float]:
+def _of_peers(recipe: Recipe) -> list[str]:
+    """Flat names of the dials of its system of peers."""
+    if not recipe.peers.count:
+        return []
+    return sorted(f"{PEERS}{name}" for name in vars(resolve_system(recipe.peers.system)).get("dials", ()))
+
+
+def _numbers(recipe: Recipe, objectives: Iterable[nn.Module], system: nn.Module | None) -> Mapping[str, float]:
     """The value of every dial. Fields that a recipe leaves to their defaults are known to the objectives alone."""
     flat = recipe.flat()
     numbers = {name: float(flat[name]) for name in PLAIN}
@@ -89,4 +103,5 @@ def _numbers(recipe: Recipe, objectives: Iterable[nn.Module]) -> Mapping[str, fl
         numbers[f"terms.{term.objective}.weight"] = term.weight
         for name in _fields(term):
             numbers[f"terms.{term.objective}.{name}"] = float(getattr(objective, name))
+    numbers |= {name: float(getattr(system, name.removeprefix(PEERS))) for name in _of_peers(recipe)}
     return numbers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from threading import Lock
 
 import torch
@@ -40,6 +41,15 @@ class LiveTeacher:
         maps = tuple(attention(stage.float()) for stage in found.stages) if "attention" in needs else ()
         stages = found.stages if "stages" in needs else ()
         return Outputs(found.logits, found.embedding, stages, maps).float()
+
+    def slope(self, x: Tensor, of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits (N, C) of float rows and the gradient of the scalar `of(logits)` by the rows, (N, …); both detached, float32."""
+        rows = x.detach().contiguous(memory_format=self._format(x)).requires_grad_()
+        with self._one_at_a_time, torch.enable_grad(), self.setting.autocast(teacher=True):
+            self.module.eval()
+            logits = self._tap(LOGITS)(rows).logits.float()
+            (gradient,) = torch.autograd.grad(of(logits), rows)
+        return logits.detach(), gradient.float()
 
     def repeats_itself(self, x: Tensor) -> bool:
         """Whether passes over the same rows agree, among all of them and among a few: what is not so must not be recorded."""

@@ -23,6 +23,8 @@ from autokd.core.teaching import Teaching
 from autokd.errors import TrialFailure
 from autokd.protocols import Batch, Outputs, Task, TeacherSignal
 
+MEASURED = 3  # first batches on which terms are measured, where their weights count in units of that
+
 Log = dict[str, Any]
 
 
@@ -46,13 +48,15 @@ def train_epoch(
     signal = signal_of(runs, teaching, until)
     recording, begun = time.perf_counter() - begun, time.perf_counter()
     shared = None if pool is None else pool.step_for(runs, rows, signal)
-    for run in runs:
-        run.begin_epoch()
-
     count = steps(len(rows), leader.recipe.optim.batch)
 
     def progress(number: int) -> float:
         return (leader.epoch + number / count) / total
+
+    for run in runs:
+        if run.epoch == 0:
+            run.measure_terms(feed(run, rows, signal, most=MEASURED))
+        run.begin_epoch(progress(0))
 
     done = 0 if shared is None else _train_shared(leader, shared, rows, signal, progress, failures)
     for number, (batch, taught) in enumerate(feed(leader, rows, signal, first=done), start=done):
@@ -94,7 +98,7 @@ def _train_shared(
 
 def signal_of(runs: Sequence[Run], teaching: Teaching | None, until: int) -> TeacherSignal | None:
     """The teacher of this epoch for all of them, None where no run listens."""
-    listening = [run for run in runs if run.recipe.terms]
+    listening = [run for run in runs if run.listens]
     if teaching is None or not listening:
         return None
     needs = frozenset[str]().union(*(run.of_teacher for run in listening))

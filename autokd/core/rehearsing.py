@@ -17,7 +17,7 @@ HALFWAY = 0.5  # of the training: where the dials stand
 
 def fed_step(run: Run, rows: Rows, teacher: Shapes | None, most: int) -> Callable[[], None]:
     """Makes the next step of `run` each time it is called, over and over its first `most` batches."""
-    signal = Rehearsal(teacher, run.of_teacher, run.setting.device) if teacher and run.recipe.terms else None
+    signal = Rehearsal(teacher, run.of_teacher, run.setting.device) if teacher and run.listens else None
 
     def again_and_again() -> Iterator[tuple[Batch, Outputs | None]]:
         while True:
@@ -31,7 +31,7 @@ def fed_step(run: Run, rows: Rows, teacher: Shapes | None, most: int) -> Callabl
 def lane_step(run: Run, rows: Rows, teacher: Shapes | None, most: int, pool: Pool | None) -> Callable[[], None]:
     """The same by whole recorded steps, where a lane with such a `pool` would make these."""
     tape = None
-    if teacher is not None and run.recipe.terms:
+    if teacher is not None and run.listens:
         tape = rehearsed_tape(teacher, run.of_teacher, len(rows), run.setting.device)
     shared = None if pool is None else pool.step_for([run], rows, tape)
     if shared is None:

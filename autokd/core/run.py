@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from threading import Lock
@@ -12,15 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autokd.core.asking import Asking, Beside
 from autokd.core.device import Setting
 from autokd.core.dials import Dials
 from autokd.core.fused import Stacked, alike, pays
 from autokd.core.graphs import CudaCapture, Graphed
-from autokd.core.optim import copy_slots, optimiser, shared_optimiser
-from autokd.core.step import Forward, Step
+from autokd.core.optim import copy_slots, optimiser, parameters_of, shared_optimiser
+from autokd.core.step import Forward, Step, TermScales
 from autokd.data import Data
+from autokd.errors import RecipeError
 from autokd.objectives import resolve as resolve_objective
-from autokd.protocols import Batch, Objective, Outputs, Shapes, Task, seed_everything
+from autokd.peers import system_of
+from autokd.protocols import Ask, Batch, Objective, Outputs, Samples, Shapes, Task, seed_everything
 from autokd.recipe import Recipe
 from autokd.students import resolve as resolve_family
 from autokd.students.norm import fuse_norms
@@ -44,17 +47,23 @@ class Run:
         example: Tensor,
         setting: Setting,
         shared: bool = False,
+        beside: Beside | None = None,
     ) -> None:
-        """With `shared`, a place for trials of this structure in turn: it reads their numbers from `dials`."""
+        """With `shared`, a place for trials of this structure in turn: it reads their numbers from `dials`.
+
+        `beside` is what losses may ask for; without it those that ask are refused.
+        """
         self.recipe, self.seed, self.epoch, self.setting = recipe, seed, 0, setting
         self.dials = Dials(recipe, setting.device) if shared else None
-        self._made_of = (data, task, teacher, example)
+        self._made_of, self._beside = (data, task, teacher, example), beside
         self.fed_because = (
             ""  # why a GPU's steps are not whole ones, which begin at the indices of a batch, if they are not
         )
         self.history: list[dict[str, Any]] = []
         classes = {term.objective: resolve_objective(term.objective) for term in recipe.terms}
-        needs = NEEDS_LOGITS.union(*(cls.needs for cls in classes.values()))
+        self.system = system_of(recipe.peers)
+        of_system = NEEDS_LOGITS if self.system is None else self.system.needs
+        needs = NEEDS_LOGITS.union(of_system, *(cls.needs for cls in classes.values()))
         with _BUILDING:
             seed_everything(seed)
             networks = [build_student(recipe, data).to(setting.device) for _ in range(1 + recipe.peers.count)]
@@ -62,15 +71,32 @@ class Run:
             if setting.fused_norm:
                 modules = [fuse_norms(module) for module in modules]
             self.taps = [Tap(module, example, want=needs) for module in modules]
-            self.objectives = [self._objectives(classes, tap.shapes, teacher, setting) for tap in self.taps]
+            self.objectives = [self._objectives(classes, tap, teacher) for tap in self.taps]
+            if self.system is not None:
+                self.system.build([tap.shapes for tap in self.taps])
+                self.system.adopt(modules)
+                self.system.to(setting.device)
         if setting.compiled:
             for module in modules:
                 module.compile()
         self.of_teacher = self._of_teacher(teacher)
-        self.parts = nn.ModuleList([*modules, *self.objectives])
+        scales = (
+            TermScales(len(modules), len(recipe.terms)).to(setting.device) if recipe.term_scale == "initial" else None
+        )
+        self.parts = nn.ModuleList([*modules, *self.objectives, *filter(None, (self.system, scales))])
         self.optimiser = self._optimiser()
-        forward = self._forward(needs, example)
-        self.step = Step(recipe, task, forward, self.objectives, self.optimiser, setting, self.dials)
+        self.step = Step(
+            recipe,
+            task,
+            self._forward(needs, example),
+            self.objectives,
+            self.optimiser,
+            setting,
+            self.dials,
+            self.system,
+            self._asks(),
+            scales,
+        )
         self.captured = None if shared else captured(self.step, self.parts, setting)
 
     @property
@@ -89,13 +115,43 @@ class Run:
         self.step.dial(progress)
         (self.captured or self.step)(batch, taught)
 
-    def begin_epoch(self) -> None:
-        """Train mode, nothing summed up, and noise that depends on seed and epoch only: as after a resume, so without one."""
+    @property
+    def listens(self) -> bool:
+        """Whether a loss reads what the teacher says of the rows of a step."""
+        return any(objective.listens for objective in self.objectives[0] if isinstance(objective, Objective))
+
+    @property
+    def asks(self) -> bool:
+        """Whether a loss asks for other rows."""
+        return any(objective.asks for objective in self.objectives[0] if isinstance(objective, Objective))
+
+    def begin_epoch(self, progress: float = 0.0) -> None:
+        """Train mode, nothing summed up, and noise that depends on seed and epoch only: as after a resume, so without one.
+
+        `progress` in [0, 1] is where in the whole training it begins.
+        """
         self.parts.train()
+        for tap, objectives in zip(self.taps, self.objectives, strict=True):
+            for objective in objectives:
+                objective.begin_epoch(tap.module, progress)
+        if self.system is not None:
+            self.system.begin_epoch([tap.module for tap in self.taps], progress)
         with _BUILDING:
             seed_everything(self.seed * 100_003 + self.epoch)
             self._noise = torch.get_rng_state()
         self.step.begin()
+
+    def measure_terms(self, batches: Iterable[tuple[Batch, Outputs | None]]) -> None:
+        """Before a first epoch: the units of the terms' weights, if they are not the losses' own. Nothing else is changed by it."""
+        if self.step.scales is None:
+            return
+        self.parts.train()
+        before = [buffer.clone() for buffer in self.parts.buffers()]
+        self.step.measure_terms(batches)
+        with torch.no_grad():
+            for buffer, kept in zip(self.parts.buffers(), before, strict=True):
+                if buffer is not self.step.scales.units:
+                    buffer.copy_(kept)
 
     @contextmanager
     def own_noise(self, alone: bool) -> Iterator[None]:
@@ -109,7 +165,7 @@ class Run:
 
     def place(self) -> Run:
         """A shared run of this one's structure."""
-        return Run(self.recipe, self.seed, *self._made_of, self.setting, shared=True)
+        return Run(self.recipe, self.seed, *self._made_of, self.setting, shared=True, beside=self._beside)
 
     def take_over(self, other: Run) -> None:
         """Weights, statistics, optimiser state, sums and dials of another run of the same structure, into this one's memory."""
@@ -119,7 +175,7 @@ class Run:
         copy_slots(other.optimiser, self.optimiser)
         self.step.take_over(other.step)
         if self.dials is not None:
-            self.dials.turn(other.recipe, other.objectives[0])
+            self.dials.turn(other.recipe, other.objectives[0], other.system)
 
     def close(self) -> None:
         if self.captured is not None:
@@ -128,11 +184,12 @@ class Run:
             tap.close()
 
     def _optimiser(self) -> torch.optim.Optimizer:
-        spec, device, parameters = self.recipe.optim, self.setting.device, self.parts.parameters()
+        spec, device = self.recipe.optim, self.setting.device
+        parameters = [parameter for parameter in self.parts.parameters() if parameter.requires_grad]
         if self.dials is None:
             return optimiser(parameters, spec, device)
         for objectives in self.objectives:
-            self.dials.lend(self.recipe, objectives)
+            self.dials.lend(self.recipe, objectives, self.system)
         return shared_optimiser(parameters, spec, device, self.dials.lr)
 
     def _forward(self, needs: frozenset[str], example: Tensor) -> Forward:
@@ -163,16 +220,29 @@ class Run:
         ]
         return NEEDS_LOGITS.union(*read)
 
-    def _objectives(
-        self, classes: Mapping[str, type[Objective]], student: Shapes, teacher: Shapes | None, setting: Setting
-    ) -> nn.ModuleList:
-        built = nn.ModuleList()
+    def _objectives(self, classes: Mapping[str, type[Objective]], tap: Tap, teacher: Shapes | None) -> nn.ModuleList:
+        """New ones for a network. Those that listen stay unbuilt without a teacher: the first step says so."""
+        data, device, built = self._made_of[0], self.setting.device, nn.ModuleList()
+        samples = Samples(torch.tensor(data.train.y, device=device), data.value_range)
         for term in self.recipe.terms:
             objective = classes[term.objective](**term.fields)
-            if teacher is not None:
-                objective.build(student, teacher)
-            built.append(objective.to(setting.device))
+            objective.know(samples)
+            if teacher is not None or not objective.listens:
+                objective.build(tap.shapes, teacher or tap.shapes)
+                objective.adopt(tap.module)
+            built.append(objective.to(device))
         return built
+
+    def _asks(self) -> list[Ask | None]:
+        """What each network's objectives may ask. Raises RecipeError if there is nobody to answer."""
+        asking = [term.objective for term, each in zip(self.recipe.terms, self.objectives[0], strict=True) if each.asks]
+        if asking and self._beside is None:
+            raise RecipeError(
+                f"objective '{asking[0]}' asks for rows of its own, which only a training core has; leave it out"
+            )
+        return [
+            None if self._beside is None else Asking(self, network, self._beside) for network in range(len(self.taps))
+        ]
 
     # ---- saving and restoring
 
@@ -194,7 +264,7 @@ class Run:
         self.parts.load_state_dict(parts)
         slots: dict[int, dict[str, Any]] = {}
         saved = {name.removeprefix("optimiser."): t for name, t in tensors.items() if name.startswith("optimiser.")}
-        parameters = list(self.parts.parameters())
+        parameters = parameters_of(self.optimiser)
         for name, value in {**saved, **meta["scalars"]}.items():
             index, _, slot = name.partition(".")
             slots.setdefault(int(index), {})[slot] = _laid_out_as(parameters[int(index)], value)

@@ -117,8 +117,10 @@ def obstacle(runs: Sequence[Run], rows: Rows, signal: TeacherSignal | None) -> s
         return "the trials of a cohort are fed the same batches"
     if not isinstance(rows, Resident):
         return "the data are streamed"
-    if recipe.terms and not isinstance(signal, Replay):
+    if runs[0].listens and not isinstance(signal, Replay):
         return "the teacher runs live"
+    if runs[0].asks:
+        return "a loss asks for rows of its own"
     if isinstance(signal, Replay) and bytes_of(signal) > MOST_HELD:
         return f"an epoch of the tape takes {bytes_of(signal) / 1e9:.1f} GB, {MOST_HELD / 1e9:.1f} GB may be held"
     if recipe.augment.policy != "jda":

@@ -6,22 +6,39 @@ the device, so that a step can be captured as a CUDA graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from autokd.augment.views import ccd_weight
 from autokd.core.device import Setting
-from autokd.core.dials import Dials, Factors, factors_of
+from autokd.core.dials import Dials, factors_of
 from autokd.core.optim import decay, learning_rate, set_learning_rate
 from autokd.errors import TrialFailure
-from autokd.peers import peer_losses
-from autokd.protocols import Batch, Objective, Outputs, Task
+from autokd.peers.base import PeerSystem
+from autokd.protocols import Ask, Batch, Objective, Outputs, Task
 from autokd.recipe import Recipe
 
+LEAST_UNIT = (
+    1e-3  # of a term whose loss before training is smaller: dividing by next to nothing would let it drown the others
+)
 Forward = Callable[[Tensor], list[Outputs]]  # rows -> what each network says of them, the student first
+
+
+class TermScales(nn.Module):
+    """Each network's terms before training, as units of their weights: so one range of weights serves losses of any size."""
+
+    units: Tensor
+
+    def __init__(self, networks: int, terms: int) -> None:
+        super().__init__()
+        self.register_buffer("units", torch.ones(networks, terms))
+
+    def fit(self, found: Sequence[Sequence[Sequence[Tensor]]]) -> None:
+        """To the medians over batches of [batch][network][term], at least 0.001."""
+        each = torch.stack([torch.stack([torch.stack(list(terms)) for terms in networks]) for networks in found])
+        self.units.copy_(each.median(0).values.abs().clamp_min(LEAST_UNIT))
 
 
 class Step:
@@ -36,11 +53,19 @@ class Step:
         optimiser: torch.optim.Optimizer,
         setting: Setting,
         dials: Dials | None = None,
+        system: PeerSystem | None = None,
+        asks: Sequence[Ask | None] = (),
+        scales: TermScales | None = None,
     ) -> None:
-        """With `dials`, which `optimiser` has its learning rate from, the recipe's numbers are read there in every step."""
+        """With `dials`, which `optimiser` has its learning rate from, the recipe's numbers are read there in every step.
+
+        `system` are the losses between the networks, `asks` what each network's objectives may ask, None or none: nothing; `scales` the
+        units of the terms' weights, if they are not those of the losses.
+        """
         self.recipe, self.task, self.setting, self.dials = recipe, task, setting, dials
         self._factors = factors_of(recipe) if dials is None else dials.factors
         self.forward, self.objectives, self.optimiser = forward, objectives, optimiser
+        self.system, self._asks, self.scales = system, tuple(asks) or (None,) * len(objectives), scales
         self._ramps = torch.ones(max(1, len(recipe.terms)), device=setting.device)  # of the terms' weights, in [0, 1]
         self._names: list[str] = []
         self._sums = torch.zeros(0, device=setting.device)
@@ -49,26 +74,21 @@ class Step:
         """Learning rate and ramps for the next call, at `progress` in [0, 1] of the whole training."""
         set_learning_rate(self.optimiser, learning_rate(self.recipe.optim, progress))
         for number, term in enumerate(self.recipe.terms):
-            if term.warmup:
-                self._ramps[number].fill_(min(1.0, progress / term.warmup))
+            if term.schedule != "constant":
+                self._ramps[number].fill_(term.factor(progress))
 
     def __call__(self, batch: Batch, taught: Outputs | None) -> None:
-        recipe, factors = self.recipe, self._factors
+        factors = self._factors
 
         # 1. every network once
-        with self.setting.autocast():
-            outputs = self.forward(batch.x)
-        outputs = [each.float() for each in outputs]
+        outputs = self._outputs(batch)
 
         # 2. losses of every network by name, in float32
-        mutual = peer_losses([each.logits for each in outputs], factors.peer_temperature)
-        weight = row_weights(recipe, taught, batch)
-        losses = []
-        for each, objectives, peer_loss in zip(outputs, self.objectives, mutual, strict=True):
-            parts = network_losses(recipe, factors, self.task, each, taught, batch, objectives, weight, self._ramps)
-            if recipe.peers.count:
-                parts["peers"] = factors.peer_weight * peer_loss
-            losses.append(parts)
+        losses = [
+            {"ce": factors.ce_weight * cross_entropy(self.recipe, self.task, each, batch, factors.smoothing), **terms}
+            for each, terms in zip(outputs, self._weighted(outputs, batch, taught), strict=True)
+        ]
+        losses.append(self._of_peers(outputs, batch, losses))
 
         # 3. one backward, one update
         loss = torch.stack([term for parts in losses for term in parts.values()]).sum()
@@ -78,6 +98,13 @@ class Step:
             decay(self.optimiser, self.dials.lr, self.dials.weight_decay)
         self.optimiser.step()
         self._add({**losses[0], "all": loss})  # the student's own are the ones logged
+
+    def measure_terms(self, batches: Iterable[tuple[Batch, Outputs | None]]) -> None:
+        """Set `scales` to what each term of each network is on these batches, before training."""
+        if self.scales is not None:
+            with torch.no_grad():
+                found = [self._terms(self._outputs(batch), batch, taught) for batch, taught in batches]
+            self.scales.fit([[[sum(parts.values()) for parts in each] for each in terms] for terms in found])
 
     def begin(self) -> None:
         """Of an epoch: nothing is summed up yet."""
@@ -99,6 +126,46 @@ class Step:
         """Read from the device, which waits for it: once an epoch."""
         return dict(zip(self._names, self._sums.tolist(), strict=True))
 
+    def _outputs(self, batch: Batch) -> list[Outputs]:
+        with self.setting.autocast():
+            outputs = self.forward(batch.x)
+        return [each.float() for each in outputs]
+
+    def _terms(
+        self, outputs: Sequence[Outputs], batch: Batch, taught: Outputs | None
+    ) -> list[list[Mapping[str, Tensor]]]:
+        """The parts of every term of every network, not weighted."""
+        weight = row_weights(self.recipe, taught, batch)
+        return [
+            [parts_of(objective, own, taught, batch, weight, ask) for objective in objectives]
+            for own, objectives, ask in zip(outputs, self.objectives, self._asks, strict=True)
+        ]
+
+    def _weighted(
+        self, outputs: Sequence[Outputs], batch: Batch, taught: Outputs | None
+    ) -> Iterator[dict[str, Tensor]]:
+        """The terms of each network by name, "<objective>" or "<objective>.<part>"."""
+        for network, of_network in enumerate(self._terms(outputs, batch, taught)):
+            losses = {}
+            for number, (term, parts) in enumerate(zip(self.recipe.terms, of_network, strict=True)):
+                factor = self._factors.weights[number] * self._ramps[number]
+                factor = factor if self.scales is None else factor / self.scales.units[network, number]
+                for name, part in parts.items():
+                    full = term.objective if name == term.objective else f"{term.objective}.{name}"
+                    losses[full] = factor * part
+            yield losses
+
+    def _of_peers(
+        self, outputs: Sequence[Outputs], batch: Batch, losses: Sequence[dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Add what the networks teach each other to the losses of each; what belongs to none of them is given back."""
+        if self.system is None:
+            return {}
+        weight, mutual = self._factors.peer_weight, self.system(outputs, batch, self._factors.peer_temperature)
+        for own, parts in zip(losses, mutual.own, strict=True):
+            own |= {_of_system(name): weight * part for name, part in parts.items()}
+        return {name: weight * part for name, part in mutual.shared.items()}
+
     def _add(self, losses: Mapping[str, Tensor]) -> None:
         if not self._names:
             self._names = list(losses)
@@ -106,33 +173,30 @@ class Step:
         self._sums += torch.stack([loss.detach() for loss in losses.values()])
 
 
-def network_losses(
-    recipe: Recipe,
-    factors: Factors,
-    task: Task,
-    student: Outputs,
-    teacher: Outputs | None,
-    batch: Batch,
-    objectives: Any,
-    row_weight: Tensor | None,
-    ramps: Tensor,
-) -> dict[str, Tensor]:
-    """Weighted losses of one network by name: "ce", then "<objective>" or "<objective>.<part>"."""
-    losses = {"ce": factors.ce_weight * task.loss(student, batch)}
-    for term, weight, objective, ramp in zip(recipe.terms, factors.weights, objectives, ramps, strict=False):
-        parts = parts_of(objective, student, teacher, batch, row_weight)
-        for name, part in parts.items():
-            full = term.objective if name == term.objective else f"{term.objective}.{name}"
-            losses[full] = (weight * ramp) * part
-    return losses
+def _of_system(name: str) -> str:
+    return name if name == "peers" else f"peers.{name}"
+
+
+def cross_entropy(recipe: Recipe, task: Task, student: Outputs, batch: Batch, smoothing: float | Tensor) -> Tensor:
+    """The supervised loss, a mean over the rows that have one."""
+    if recipe.ce_rows == "all":
+        return task.loss(student, batch, None, smoothing)
+    original = (batch.view == 0).float()
+    return task.loss(student, batch, original / original.mean(), smoothing)
 
 
 def parts_of(
-    objective: Objective, student: Outputs, teacher: Outputs | None, batch: Batch, row_weight: Tensor | None
+    objective: Objective,
+    student: Outputs,
+    teacher: Outputs | None,
+    batch: Batch,
+    row_weight: Tensor | None,
+    ask: Ask | None = None,
 ) -> Mapping[str, Tensor]:
-    if teacher is None:
+    if teacher is None and objective.listens:
         raise TrialFailure("exception", "a recipe with distillation terms needs a teacher; pass one")
-    return objective(student, teacher, batch, row_weight if objective.row_weighted else None)
+    heard, weight = (student if teacher is None else teacher), (row_weight if objective.row_weighted else None)
+    return objective(student, heard, batch, weight, ask) if objective.asks else objective(student, heard, batch, weight)
 
 
 def row_weights(recipe: Recipe, teacher: Outputs | None, batch: Batch) -> Tensor | None:

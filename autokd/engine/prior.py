@@ -119,6 +119,8 @@ def _value(field: Field, flat: Mapping[str, Value], recipe: Recipe) -> Value | N
         return offered[0] if offered else "none"
     if section == "student" and owner:
         return flat.get(f"student.{name}") if owner == recipe.student.family else None
+    if section == "peers" and owner:
+        return flat.get(f"peers.{name}") if owner == recipe.peers.system else None
     return flat.get(field.name)
 
 

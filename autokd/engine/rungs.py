@@ -111,7 +111,7 @@ def highest_reached(history: History) -> int | None:
 
 def first_rung(recipe: Recipe, rungs: tuple[int, ...]) -> int:
     """Where a new trial of this recipe pauses first: later if a loss starts slowly or is still being warmed up at the first rung."""
-    shares = [max(term.warmup, _slow(term.objective)) for term in recipe.terms]
+    shares = [max(term.warm_at, _slow(term.objective)) for term in recipe.terms]
     return next(rung for rung in rungs if rung >= max(shares, default=0.0) * rungs[-1])
 
 

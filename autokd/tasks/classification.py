@@ -22,9 +22,16 @@ class Classification:
     name = "classification"
     metric = "accuracy"
 
-    def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
-        """Cross-entropy with the labels, nats, mean over the N rows; in float32."""
-        return functional.cross_entropy(outputs.logits.float(), batch.y)
+    def loss(
+        self, outputs: Outputs, batch: Batch, row_weight: Tensor | None = None, smoothing: float | Tensor = 0.0
+    ) -> Tensor:
+        """Cross-entropy with (1 − ε)·label + ε/C, nats, mean over the N rows of row_weight·each; in float32.
+
+        ε is `smoothing` (Szegedy et al., CVPR 2016). Who spreads ε over the C − 1 other classes alone takes ε·C/(C − 1) here.
+        """
+        surprise = -outputs.logits.float().log_softmax(1)
+        per_row = (1 - smoothing) * surprise.gather(1, batch.y[:, None])[:, 0] + smoothing * surprise.mean(1)
+        return per_row.mean() if row_weight is None else (row_weight * per_row).mean()
 
     def evaluate(self, forward: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> dict[str, float]:
         """Accuracy and cross-entropy over all rows, without gradients.

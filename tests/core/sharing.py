@@ -24,7 +24,10 @@ from autokd.recipe import Recipe
 SMALL: dict[str, Any] = {"batch": 6}  # 39 rows: seven steps, of six rows and of five
 ADAMW: dict[str, Any] = {**SMALL, "name": "adamw", "lr": 0.005}
 JDA = {"policy": "jda", "rho": 0.5, "ccd": True}
-MANY = tuple({"objective": name, "weight": 0.5, "warmup": 0.5} for name in ("kd", "dist", "fitnet", "at", "rkd"))
+MANY = tuple(
+    {"objective": name, "weight": 0.5, "schedule": "linear", "share": 0.5}
+    for name in ("kd", "dist", "fitnet", "at", "rkd")
+)
 CASES: dict[str, dict[str, Any]] = {
     "kd": {"terms": (KD,)},
     "kd, adamw": {"terms": (KD,), "optim": ADAMW},
@@ -133,7 +136,7 @@ def two_trials(how: str) -> list[Recipe]:
     """Of one structure, with other numbers wherever there are dials, and another schedule."""
     fields = CASES[how]
     optim = {**SMALL, **fields.get("optim", {})}
-    other = {"objective": "kd", "weight": 0.4, "temperature": 2.5, "warmup": 0.5}
+    other = {"objective": "kd", "weight": 0.4, "temperature": 2.5, "schedule": "linear", "share": 0.5}
     terms = tuple({**other} if term["objective"] == "kd" else {**term, "weight": 0.2} for term in fields["terms"])
     optim_of_other = {**optim, "lr": 0.3 * optim.get("lr", 0.05), "weight_decay": 0.02, "schedule": "constant"}
     peers = {**fields.get("peers", {}), "weight": 0.3, "temperature": 3.0}

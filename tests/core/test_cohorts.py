@@ -129,7 +129,7 @@ COHORTS: dict[str, tuple[Recipe, ...]] = {
     ),
     "losses": tuple(recipe(terms=(TERM[name],)) for name in TERM) + (recipe(),),
     "weights, optimisers and schedules": (
-        recipe(terms=({**KD, "temperature": 2.0, "warmup": 0.5},), ce_weight=0.2),
+        recipe(terms=({**KD, "temperature": 2.0, "schedule": "linear", "share": 0.5},), ce_weight=0.2),
         recipe(terms=(KD,), optim={"name": "adamw", "lr": 0.002}),
         recipe(terms=(KD,), optim={"schedule": "constant", "momentum": 0.0, "weight_decay": 0.0}),
     ),

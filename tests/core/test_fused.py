@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from autokd.core.fused import Stacked, alike, pays
 from autokd.core.graphs import CudaCapture, Graphed, Twin
-from autokd.peers import peer_losses
+from autokd.peers.mutual import peer_losses
 from autokd.protocols import Batch, Outputs
 
 FAMILIES = ["resnet", "plain", "mobilenet", "mlp"]

@@ -66,7 +66,10 @@ def test_a_recorded_step_trains_bit_for_bit_as_an_unrecorded_one(family: str, op
     assert calls.count == WARM_UP + 1 and graphed.note == ""
 
 
-ALL = tuple({"objective": name, "weight": 0.5, "warmup": 0.5} for name in ("kd", "dist", "fitnet", "at", "rkd"))
+ALL = tuple(
+    {"objective": name, "weight": 0.5, "schedule": "linear", "share": 0.5}
+    for name in ("kd", "dist", "fitnet", "at", "rkd")
+)
 RECIPES: dict[str, dict[str, Any]] = {
     "kd": {"terms": (KD,)},
     "many objectives, ramped": {"terms": ALL},

@@ -22,7 +22,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "adamw": lambda: recipe("mobilenet", terms=(KD,), optim={"name": "adamw", "lr": 0.003}),
     "adaptors and peers": lambda: recipe("plain", terms=(ALONE["fitnet"], ALONE["rkd"]), peers={"count": 2}),
     "augmented": lambda: recipe(terms=(KD,), augment={"policy": "jda", "ccd": True}),
-    "dropout": lambda: own("well", terms=({**KD, "warmup": 0.5},)),
+    "dropout": lambda: own("well", terms=({**KD, "schedule": "linear", "share": 0.5},)),
 }
 
 

@@ -205,7 +205,7 @@ def test_a_failed_trial_leaves_nothing_to_the_next(tmp_path: Path) -> None:
     ("change", "shared"),
     [
         ({"ce_weight": 0.3}, True),
-        ({"terms": ({**KD, "weight": 0.1, "temperature": 9.0, "warmup": 0.3},)}, True),
+        ({"terms": ({**KD, "weight": 0.1, "temperature": 9.0, "schedule": "linear", "share": 0.3},)}, True),
         ({"optim": {"lr": 1.0, "weight_decay": 0.1, "schedule": "constant", "warmup": 0.4}}, True),
         ({"peers": {"weight": 0.2, "temperature": 5.0}}, True),
         ({"augment": {"policy": "base", "p": 0.9}}, True),

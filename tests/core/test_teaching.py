@@ -233,7 +233,7 @@ def recorded(tmp_path: Path) -> Path:
 
 FREE: dict[str, Recipe] = {
     "temperature": recipe(terms=({**KD, "temperature": 9.0},), augment=JDA),
-    "weights": recipe(terms=({**KD, "weight": 0.1, "warmup": 0.5},), ce_weight=0.3, augment=JDA),
+    "weights": recipe(terms=({**KD, "weight": 0.1, "schedule": "linear", "share": 0.5},), ce_weight=0.3, augment=JDA),
     "rho": recipe(terms=(KD,), augment={**JDA, "rho": 0.1}),
     "ccd": recipe(terms=(KD,), augment={**JDA, "ccd": True}),
     "batch": recipe(terms=(KD,), augment=JDA, optim={"batch": 9}),

@@ -112,7 +112,7 @@ def test_a_vanishing_weight_changes_nothing(tmp_path: Path, name: str) -> None:
 
 
 def test_a_warm_up_of_a_term_begins_at_nothing(tmp_path: Path) -> None:
-    of = recipe(terms=({**KD, "warmup": 1.0},), optim={"lr": 1e-9})
+    of = recipe(terms=({**KD, "schedule": "linear", "share": 1.0},), optim={"lr": 1e-9})
     its_core = core(tmp_path)
     terms = [row["terms"]["kd"] for row in its_core.advance(order(of, to=2, total=2)).history]
     steps = batches(len(its_core.rows), 16)

@@ -1,9 +1,4 @@
-"""Collaborative peers: networks that are trained together and teach each other.
-
-Deep mutual learning (Zhang, Xiang, Hospedales, Lu, CVPR 2018, arXiv:1706.00384). Every network runs forward once per
-step; what its partners said is a constant to it, so that M networks cost M students and one backward pass over the
-sum of their losses.
-"""
+"""Deep mutual learning: every network imitates what its partners say of the same rows."""
 
 from __future__ import annotations
 
@@ -11,6 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from autokd.peers.base import Mutual, PeerSystem
+from autokd.protocols import Batch, Outputs
 
 
 def mutual_loss(own: Tensor, others: Sequence[Tensor], temperature: float | Tensor = 1.0) -> Tensor:
@@ -31,3 +29,13 @@ def peer_losses(logits: Sequence[Tensor], temperature: float | Tensor = 1.0) -> 
         mutual_loss(own, [*logits[:position], *logits[position + 1 :]], temperature)
         for position, own in enumerate(logits)
     ]
+
+
+class DML(PeerSystem):
+    """Mean over partners of T²·⟨KL(partner ‖ own)⟩. Zhang, Xiang, Hospedales, Lu, CVPR 2018 (arXiv:1706.00384).
+
+    Every network runs forward once per step, so that M networks cost M students and one backward pass over the sum of their losses.
+    """
+
+    def forward(self, outputs: Sequence[Outputs], batch: Batch, temperature: float | Tensor) -> Mutual:
+        return Mutual([{"peers": loss} for loss in peer_losses([each.logits for each in outputs], temperature)])

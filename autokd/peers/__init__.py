@@ -1,0 +1,34 @@
+"""Collaborative peers: networks that are trained together and teach each other.
+
+A new system is a class in one of the files (or a new one), a line in `SYSTEMS` and a heading in docs/methods.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from autokd.errors import RecipeError, nearest
+from autokd.peers.base import PeerSystem
+from autokd.peers.mutual import DML
+from autokd.recipe import PeerSpec, Rule
+
+SYSTEMS: dict[str, type[PeerSystem]] = {
+    "dml": DML,  # Zhang 2018
+}
+
+
+def resolve(name: str) -> type[PeerSystem]:
+    """The class behind a registered name. Raises RecipeError."""
+    if name not in SYSTEMS:
+        raise RecipeError(f"unknown system of peers '{name}'; {nearest(name, SYSTEMS)}")
+    return SYSTEMS[name]
+
+
+def system_of(spec: PeerSpec) -> PeerSystem | None:
+    """A new one, not built yet; None without peers. Raises RecipeError."""
+    return resolve(spec.system)(**spec.fields) if spec.count else None
+
+
+def system_rules() -> dict[str, Mapping[str, Rule]]:
+    """Name in recipes -> rules of the parameters, for `Vocabulary.systems`."""
+    return {name: system.fields for name, system in SYSTEMS.items()}
