@@ -12,6 +12,7 @@ from autokd.budget import Budget
 from autokd.constraints import Cost
 from autokd.engine.encoding import Encoding, Rows
 from autokd.engine.gaussian import spread_out
+from autokd.engine.passes import listens, of_peers, of_term
 from autokd.history import History, Trial
 from autokd.recipe import Recipe
 
@@ -22,9 +23,11 @@ BACKWARD = 2.0  # a backward pass costs about two forward passes
 
 
 def relative_cost(recipe: Recipe, student: Cost, teacher: Cost, taped: bool = False) -> float:
-    """FLOPs per training image and epoch: student and peers forward and backward on all rows, and the teacher unless taped."""
-    networks = (1 + recipe.peers.count) * student.flops * (1 + BACKWARD)
-    return _rows(recipe) * networks + (0.0 if taped or not recipe.terms else _rows(recipe) * teacher.flops)
+    """FLOPs per training image and epoch: student and peers forward and backward on all rows, the teacher unless taped, and what losses ask for."""
+    asked = [*map(of_term, recipe.terms), of_peers(recipe.peers)]
+    own = (1 + BACKWARD) * (1 + sum(each.student for each in asked)) + sum(each.frozen for each in asked)
+    heard = sum(each.teacher for each in asked) + (not taped and listens(recipe))
+    return _rows(recipe) * ((1 + recipe.peers.count) * student.flops * own + heard * teacher.flops)
 
 
 def recording_seconds(history: History, recipe: Recipe) -> float:
@@ -33,7 +36,7 @@ def recording_seconds(history: History, recipe: Recipe) -> float:
     Measured, for FLOPs say nothing here: those of a very small student cost many times what a large teacher's do.
     """
     plan = history.head.get("plan") or {}
-    return _rows(recipe) * float(plan.get("recording_seconds", 0.0)) if recipe.terms else 0.0
+    return _rows(recipe) * float(plan.get("recording_seconds", 0.0)) if listens(recipe) else 0.0
 
 
 def _rows(recipe: Recipe) -> float:

@@ -1,0 +1,40 @@
+"""What losses cost beside one pass of every network over the rows of a step: known before training, without torch.
+
+A loss that is not named here costs nothing that counts, and hears the teacher. A test holds this table against the losses themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from autokd.recipe import PeerSpec, Recipe, TermSpec, Value
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Per row of the step."""
+
+    student: float = 0.0  # more rows through the network that learns, forward and backward
+    frozen: float = 0.0  # through copies of it that do not learn, forward
+    teacher: float = 0.0  # through the live teacher; forward and backward count as three
+    listens: bool = True  # to what the teacher says of the step's own rows
+
+
+Given = Mapping[str, Value]  # fields of a term or system; those left out are at their defaults
+
+PASSES: dict[str, Callable[[Given], Passes]] = {}  # by objective
+OF_SYSTEMS: dict[str, Callable[[Given], Passes]] = {}  # by system of peers; `teacher` and `listens` mean nothing there
+
+
+def of_term(term: TermSpec) -> Passes:
+    return PASSES.get(term.objective, lambda given: Passes())(term.fields)
+
+
+def of_peers(spec: PeerSpec) -> Passes:
+    return OF_SYSTEMS.get(spec.system, lambda given: Passes())(spec.fields) if spec.count else Passes()
+
+
+def listens(recipe: Recipe) -> bool:
+    """Whether some loss reads what the teacher says of the rows of a step."""
+    return any(of_term(term).listens for term in recipe.terms)
