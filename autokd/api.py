@@ -24,6 +24,7 @@ from autokd.core.run import load_student
 from autokd.delivery import read_recipe
 from autokd.engine.ablation import When
 from autokd.engine.engine import Engine
+from autokd.engine.passes import listens
 from autokd.errors import BudgetError, InputError, RunFolderError
 from autokd.goals import check_preference, parse_goals
 from autokd.ledger import Ledger
@@ -177,7 +178,9 @@ def distill(
     tape_limit: str | int | None = None,
     verbose: bool = True,
 ) -> Distilled:
-    """Train one recipe, for example recipe.json of a past winner. `epochs` defaults to those of that winner, else 60.
+    """Train one recipe: of a past winner (recipe.json), or the prior of a space, by file or name ("papers/…" are published ones).
+
+    `epochs` defaults to those of that winner or space, else 60.
 
     With `folder`, the student's weights are kept there. `tape` as in `search`: of use where several recipes are trained with the
     same seed, since a single training reads each of the teacher's outputs once. Raises RecipeError before training if the recipe is wrong, TrialFailure
@@ -196,7 +199,7 @@ def distill(
         core = TrainingCore(teacher.data, teacher.module, scratch, measured.setting, tape=taped)
         core.checkpoint_path("student").unlink(missing_ok=True)
         size = f"{recipe.student.family}, {cost.params:,} parameters"
-        seconds = measured.epoch_seconds + (measured.teacher_seconds if recipe.terms else 0.0)
+        seconds = measured.epoch_seconds + (measured.teacher_seconds if listens(recipe) else 0.0)
         say(verbose, f"distilling {size}: {total} epochs, about {total * seconds:.0f} s, {measured.setting}")
         report = core.advance(Order(trial="student", recipe=recipe, seed=seed, to=total, total=total))
         tensors, _ = checkpoint.load(core.checkpoint_path("student"))

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from autokd.arguments import vocabulary
 from autokd.core import checkpoint
 from autokd.core.run import load_student
 from autokd.data import Data
@@ -20,6 +21,7 @@ from autokd.history import History, Trial
 from autokd.ledger import Ledger
 from autokd.recipe import Recipe
 from autokd.run_folder import RunFolder
+from autokd.space import Space, shipped_spaces
 from autokd.teacher import Teacher, evaluate
 
 WEIGHTS, RECIPE, ABOUT = "student.safetensors", "recipe.json", "student.json"
@@ -84,12 +86,18 @@ def load_delivered(folder: Path) -> Delivered:
 
 
 def read_recipe(source: Recipe | Mapping[str, Any] | str | Path) -> tuple[Recipe, int | None]:
-    """The recipe, and the epochs of the winner it was, if it lies beside one."""
+    """The recipe, and its epochs: of the winner it was, if it lies beside one, or of the space that has it for its prior.
+
+    Raises RecipeError, SpaceError.
+    """
     if isinstance(source, Recipe):
         return source, None
     if isinstance(source, Mapping):
         return Recipe.from_dict(dict(source)), None
     path = Path(source)
+    if source in shipped_spaces() or path.suffix in (".yaml", ".yml"):
+        space = Space.load(source, vocabulary())
+        return space.recipe(space.prior_point()), space.epochs
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -221,8 +221,9 @@ def spaces_folder() -> Path:
 
 
 def shipped_spaces() -> list[str]:
-    """Names that `Space.load` knows."""
-    return sorted(path.stem for path in spaces_folder().glob("*.yaml"))
+    """Names that `Space.load` knows; "papers/…" hold one published system each."""
+    folder = spaces_folder()
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
 
 
 def _shipped_hint() -> str:
