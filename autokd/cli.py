@@ -215,8 +215,15 @@ def resume(
 @click.option("--teacher", required=True, help=TEACHER_HELP)
 @click.option("--data", help=DATA_HELP)
 @click.option("--root", type=click.Path(), help="Folder of a torchvision data set.")
-@click.option("--recipe", required=True, type=click.Path(), help="A recipe.json, e.g. RUN_DIR/student/recipe.json; or a space, whose prior is trained, e.g. papers/jda_ccd.")
-@click.option("--epochs", type=int, help="Default: those of the winner the recipe belongs to, or of the space; else 60.")
+@click.option(
+    "--recipe",
+    required=True,
+    type=click.Path(),
+    help="A recipe.json, e.g. RUN_DIR/student/recipe.json; or a space, whose prior is trained, e.g. papers/jda_ccd.",
+)
+@click.option(
+    "--epochs", type=int, help="Default: those of the winner the recipe belongs to, or of the space; else 60."
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--out", type=click.Path(), help="Folder for the student's weights.")
 @_output_options

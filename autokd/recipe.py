@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from autokd.errors import RecipeError, nearest
 
@@ -193,8 +193,21 @@ class OptimSpec(Frozen):
     weight_decay: NonNegative = 5e-4
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # sgd only (Nesterov)
     batch: Annotated[int, Field(ge=2, le=65536)] = 128  # base images per step; JDA adds rows to them
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    milestones: str = "0.625,0.75,0.875"  # step only: shares of the epochs after which the rate is a tenth; 150, 180, 210 of 240
     warmup: Annotated[float, Field(ge=0, le=0.5)] = 0.05  # share of the epochs
+
+    @field_validator("milestones")
+    @classmethod
+    def _rising_shares(cls, text: str) -> str:
+        rule = f"milestones must be rising shares of the epochs between 0 and 1, such as '0.5,0.75', got {text!r}"
+        try:
+            shares = [float(part) for part in text.split(",")]
+        except ValueError:
+            raise ValueError(rule) from None
+        if not all(low < high for low, high in zip((0.0, *shares), (*shares, 1.0), strict=True)):
+            raise ValueError(rule)
+        return text
 
 
 class Recipe(Frozen):

@@ -95,12 +95,14 @@ class Teacher:
         spec: Mapping[str, Value] | None = None,
         epochs: int = FIT_EPOCHS,
         seed: int = 0,
+        augment: AugmentSpec | None = None,
         cache: bool = True,
         on_epoch: Callable[[int, int, float], None] | None = None,
     ) -> Teacher:
         """Train a teacher of a named family on this machine, or take it from the cache if it was trained before.
 
-        `on_epoch(epoch, epochs, validation value)` is called after every epoch. Raises TeacherError for unknown families.
+        `augment` are the views it sees, base views of images if left out. `on_epoch(epoch, epochs, validation value)` is called after
+        every epoch. Raises TeacherError for unknown families.
         """
         data = Data.load(data) if isinstance(data, str) else data
         if family not in FAMILIES:
@@ -113,6 +115,7 @@ class Teacher:
         if misfit is not None:
             raise TeacherError(f"family '{family}' does not take rows of shape {data.input_shape}: {misfit}")
         about = {"family": family, "spec": fields, "epochs": epochs, "seed": seed, "data_fingerprint": data.fingerprint}
+        about |= {} if augment is None else {"augment": augment.model_dump()}
         folder = cache_folder() / _key(about)
         if cache and (folder / ABOUT).exists():
             try:
@@ -120,7 +123,7 @@ class Teacher:
             except TeacherError:  # of an older version or torn: train again
                 pass
         teacher = cls(
-            _fit(data, family, fields, epochs, seed, on_epoch), data, name=f"{family}-{data.name}", about=about
+            _fit(data, family, fields, epochs, seed, augment, on_epoch), data, name=f"{family}-{data.name}", about=about
         )
         if cache:
             with suppress(CheckpointError, OSError):  # a cache that cannot be written costs time, not the teacher
@@ -286,11 +289,12 @@ def _fit(
     fields: Mapping[str, Value],
     epochs: int,
     seed: int,
+    augment: AugmentSpec | None,
     on_epoch: Callable[[int, int, float], None] | None,
 ) -> nn.Module:
     recipe = Recipe(
         student=StudentSpec.model_validate({"family": family, **fields}),
-        augment=AugmentSpec(policy="base" if len(data.input_shape) == 3 else "none"),
+        augment=augment or AugmentSpec(policy="base" if len(data.input_shape) == 3 else "none"),
         optim=OptimSpec(batch=64 if len(data.train.y) < 10_000 else 128, lr=0.05),
     )
     setting = _calibrated(data, recipe, epochs)

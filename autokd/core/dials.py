@@ -20,7 +20,7 @@ from autokd.recipe import Recipe, TermSpec, Value
 Number = float | Tensor
 PLAIN = ("ce_weight", "label_smoothing", "peers.weight", "peers.temperature", "optim.lr", "optim.weight_decay")
 PEERS = "peers."
-ON_HOST = ("optim.schedule", "optim.warmup")
+ON_HOST = ("optim.schedule", "optim.milestones", "optim.warmup")
 
 
 @dataclass(frozen=True)

@@ -90,9 +90,11 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
 
 
 def learning_rate(spec: OptimSpec, progress: float) -> float:
-    """At `progress` in [0, 1] of the whole training: linear warm-up, then cosine to zero or constant."""
+    """At `progress` in [0, 1] of the whole training: linear warm-up, then cosine to zero, steps to a tenth, or constant."""
     if progress < spec.warmup:
         return spec.lr * (progress / spec.warmup)
     if spec.schedule == "constant":
         return spec.lr
+    if spec.schedule == "step":
+        return float(spec.lr * 0.1 ** sum(progress >= float(share) for share in spec.milestones.split(",")))
     return spec.lr * 0.5 * (1 + math.cos(math.pi * (progress - spec.warmup) / (1 - spec.warmup)))

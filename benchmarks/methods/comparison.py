@@ -1,0 +1,44 @@
+"""Every system: accuracy at equal epochs and at equal compute, cost relative to KD."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from autokd.engine.cost import relative_cost
+from autokd.scope import CostOf
+from benchmarks.methods.options import Options, paired, scores, spread
+from benchmarks.methods.systems import KD, PLAIN, systems
+from benchmarks.methods.worlds import world
+from benchmarks.search.judge import markdown
+
+
+def comparison(options: Options) -> str:
+    """One row a system. Equal compute: as many row-passes as KD's epochs take, the teacher's being taped where they can be."""
+    recipes, teacher = systems(), world(options.images, options.data)
+    student = CostOf(teacher.data)(recipes[KD].student)
+    costs = {name: relative_cost(recipe, student, teacher.cost, taped=True) for name, recipe in recipes.items()}
+    epochs = {name: max(1, round(options.epochs * costs[KD] / cost)) for name, cost in costs.items()}
+    whole = {name: options.cells(name, recipe) for name, recipe in recipes.items()}
+    short = {name: options.cells(name, recipe, epochs[name]) for name, recipe in recipes.items()}
+    lines = options.trained([cell for cells in (*whole.values(), *short.values()) for cell in cells])
+    found = {name: [lines[cell] for cell in cells] for name, cells in whole.items()}
+    equal = {name: [lines[cell] for cell in cells] for name, cells in short.items()}
+    seconds = {name: [line["seconds"] for line in each if "seconds" in line] for name, each in found.items()}
+    rows = [
+        [
+            name,
+            spread(scores(found[name])),
+            paired(found[name], found[PLAIN]),
+            f"{costs[name] / costs[KD]:.2f}",
+            f"{median(seconds[name]) / median(seconds[KD]):.2f}" if seconds[name] else "-",
+            str(epochs[name]),
+            spread(scores(equal[name])),
+            paired(equal[name], equal[PLAIN]),
+        ]
+        for name in recipes
+    ]
+    head = ["system", f"{options.epochs} epochs", "against plain", "row-passes / KD's", "time / KD's"]
+    head += ["epochs at KD's compute", "there", "against plain there"]
+    told = f"Teacher {teacher.evaluate(teacher.data.test)['accuracy']:.2%} on the test split, {teacher.cost.params:,} parameters; "
+    told += f"student {student.params:,}; {len(teacher.data.train.y):,} rows, {options.seeds} seeds; test accuracy, differences paired by seed."
+    return f"{told}\n\n{markdown(head, rows)}"
