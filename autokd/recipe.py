@@ -194,7 +194,9 @@ class OptimSpec(Frozen):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # sgd only (Nesterov)
     batch: Annotated[int, Field(ge=2, le=65536)] = 128  # base images per step; JDA adds rows to them
     schedule: Literal["cosine", "step", "constant"] = "cosine"
-    milestones: str = "0.625,0.75,0.875"  # step only: shares of the epochs after which the rate is a tenth; 150, 180, 210 of 240
+    milestones: str = (
+        "0.625,0.75,0.875"  # step only: shares of the epochs after which the rate is a tenth; 150, 180, 210 of 240
+    )
     warmup: Annotated[float, Field(ge=0, le=0.5)] = 0.05  # share of the epochs
 
     @field_validator("milestones")

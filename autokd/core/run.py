@@ -118,12 +118,12 @@ class Run:
     @property
     def listens(self) -> bool:
         """Whether a loss reads what the teacher says of the rows of a step."""
-        return any(objective.listens for objective in self.objectives[0] if isinstance(objective, Objective))
+        return any(objective.listens for objective in self._built(0))
 
     @property
     def asks(self) -> bool:
         """Whether a loss asks for other rows."""
-        return any(objective.asks for objective in self.objectives[0] if isinstance(objective, Objective))
+        return any(objective.asks for objective in self._built(0))
 
     def begin_epoch(self, progress: float = 0.0) -> None:
         """Train mode, nothing summed up, and noise that depends on seed and epoch only: as after a resume, so without one.
@@ -131,8 +131,8 @@ class Run:
         `progress` in [0, 1] is where in the whole training it begins.
         """
         self.parts.train()
-        for tap, objectives in zip(self.taps, self.objectives, strict=True):
-            for objective in objectives:
+        for network, tap in enumerate(self.taps):
+            for objective in self._built(network):
                 objective.begin_epoch(tap.module, progress)
         if self.system is not None:
             self.system.begin_epoch([tap.module for tap in self.taps], progress)
@@ -214,9 +214,8 @@ class Run:
             return NEEDS_LOGITS
         read = [
             objective.of_teacher(tap.shapes, teacher)
-            for tap, built in zip(self.taps, self.objectives, strict=True)
-            for objective in built
-            if isinstance(objective, Objective)
+            for network, tap in enumerate(self.taps)
+            for objective in self._built(network)
         ]
         return NEEDS_LOGITS.union(*read)
 
@@ -233,9 +232,13 @@ class Run:
             built.append(objective.to(device))
         return built
 
+    def _built(self, network: int) -> list[Objective]:
+        """The losses of one network; nn.ModuleList tells only that they are modules."""
+        return [objective for objective in self.objectives[network] if isinstance(objective, Objective)]
+
     def _asks(self) -> list[Ask | None]:
         """What each network's objectives may ask. Raises RecipeError if there is nobody to answer."""
-        asking = [term.objective for term, each in zip(self.recipe.terms, self.objectives[0], strict=True) if each.asks]
+        asking = [term.objective for term, each in zip(self.recipe.terms, self._built(0), strict=True) if each.asks]
         if asking and self._beside is None:
             raise RecipeError(
                 f"objective '{asking[0]}' asks for rows of its own, which only a training core has; leave it out"

@@ -7,6 +7,7 @@ the device, so that a step can be captured as a CUDA graph.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ class Step:
         recipe: Recipe,
         task: Task,
         forward: Forward,
-        objectives: Sequence[nn.ModuleList],
+        objectives: Sequence[Iterable[Any]],
         optimiser: torch.optim.Optimizer,
         setting: Setting,
         dials: Dials | None = None,
@@ -59,7 +60,7 @@ class Step:
     ) -> None:
         """With `dials`, which `optimiser` has its learning rate from, the recipe's numbers are read there in every step.
 
-        `system` are the losses between the networks, `asks` what each network's objectives may ask, None or none: nothing; `scales` the
+        `objectives` are each network's, in the order of the recipe's terms; `system` are the losses between the networks, `asks` what each network's objectives may ask, None or none: nothing; `scales` the
         units of the terms' weights, if they are not those of the losses.
         """
         self.recipe, self.task, self.setting, self.dials = recipe, task, setting, dials
@@ -104,7 +105,7 @@ class Step:
         if self.scales is not None:
             with torch.no_grad():
                 found = [self._terms(self._outputs(batch), batch, taught) for batch, taught in batches]
-            self.scales.fit([[[sum(parts.values()) for parts in each] for each in terms] for terms in found])
+            self.scales.fit([[[_total(parts) for parts in each] for each in terms] for terms in found])
 
     def begin(self) -> None:
         """Of an epoch: nothing is summed up yet."""
@@ -171,6 +172,10 @@ class Step:
             self._names = list(losses)
             self._sums = torch.zeros(len(losses), device=self._sums.device)
         self._sums += torch.stack([loss.detach() for loss in losses.values()])
+
+
+def _total(parts: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack(list(parts.values())).sum()
 
 
 def _of_system(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from autokd.recipe import Recipe
 from benchmarks.methods.options import Options, paired, scores, spread
 from benchmarks.methods.systems import KD, PLAIN, systems
+from benchmarks.methods.trainings import Cell
 from benchmarks.methods.worlds import AUGMENT, world
 from benchmarks.search.judge import markdown
 
@@ -15,12 +16,14 @@ TAUGHT = ("plain", "augmented")
 def labels(options: Options) -> str:
     """Two tables: arms against shares of labels, at equal steps; and students of a teacher with and without augmentation."""
     arms = _arms()
-    few = {
+    few: dict[tuple[str, object], list[Cell]] = {
         (arm, share): options.cells(arm, recipe, round(options.epochs / share), share)
         for arm, recipe in arms.items()
         for share in SHARES
     }
-    taught = {(arm, of): options.cells(arm, recipe, teacher=of) for arm, recipe in arms.items() for of in TAUGHT}
+    taught: dict[tuple[str, object], list[Cell]] = {
+        (arm, of): options.cells(arm, recipe, teacher=of) for arm, recipe in arms.items() for of in TAUGHT
+    }
     lines = options.trained([cell for cells in (*few.values(), *taught.values()) for cell in cells])
     found = {at: [lines[cell] for cell in cells] for at, cells in {**few, **taught}.items()}
     gains = [
