@@ -29,6 +29,7 @@ from autokd.gain import paired_gain
 from autokd.history import History, Trial
 from autokd.new_search import Asked, begin
 from autokd.outcome import SearchResult
+from autokd.recipe import Recipe
 from autokd.scope import CostOf, space_for
 from autokd.session import work
 from autokd.taping import tape_place
@@ -48,6 +49,10 @@ class AtRandom(Sampler):
         tried = history.in_role("search")
         rng = random.Random(f"{self.seed}/random/{len(tried)}")
         return self._drawn(rng, {trial.recipe.id for trial in tried}, "random", len(tried))
+
+    def first_recipe(self) -> Recipe:
+        """The plan measures the product's own first recipe: a random one would decide how long a full training is."""
+        return Sampler(self.space, self.limits, self.cost_of, self.seed).first_recipe()
 
 
 class Asha(Engine):
@@ -75,11 +80,12 @@ def main() -> None:
     arguments = _arguments()
     teacher = _teacher(arguments.data)
     print(f"teacher: {teacher.cost.params:,} parameters, validation accuracy {teacher.value:.2%}", flush=True)
-    lines = []
+    lines: list[Line] = []
     for seed in range(arguments.seeds):
         for name in list(ENGINES)[:: 1 if seed % 2 == 0 else -1]:
             folder = arguments.results / f"{name}-{seed}"
-            lines.append(measured(name, teacher, arguments.budget, seed, arguments.lanes, folder))
+            epochs = lines[0]["rungs"][-1] if lines else None  # a full training is what the first search planned
+            lines.append(measured(name, teacher, arguments.budget, seed, arguments.lanes, folder, epochs=epochs))
             print(f"{name}, seed {seed}: {lines[-1]}", flush=True)
     print(report(lines))
 
@@ -111,6 +117,7 @@ def searched(
     executor: str = "ray",
     students: Sequence[object] | None = None,
     constraints: Mapping[str, object] | None = None,
+    epochs: int | None = None,
 ) -> SearchResult:
     """What `autokd.search` does, with an engine of this kind."""
     chosen = space_for(teacher, None, None, students)
@@ -123,7 +130,7 @@ def searched(
         wanted={"goals": (teacher.task.metric,), "prefer": None, "probe": None},
         tape=tape_place(_tape_of(folder), None),
         device="cpu",
-        epochs=None,
+        epochs=epochs,
         run_dir=folder,
         name=folder.name,
         executor=executor,
