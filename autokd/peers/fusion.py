@@ -161,7 +161,9 @@ def virtual_teacher(logits: Tensor, y: Tensor, a: float | Tensor, tau: float | T
 
     The regulariser of Tf-KD (Yuan et al., CVPR 2020) as a mean over rows; their code has one over rows and classes.
     """
-    label = functional.one_hot(y, logits.shape[1]).to(logits.dtype)
+    label = torch.zeros_like(logits).scatter(
+        1, y[:, None], 1.0
+    )  # one_hot would read labels on the host, where no step is recorded
     rest = (1 - a) / (logits.shape[1] - 1)
     log_virtual = ((rest + (a - rest) * label) / tau).log_softmax(1)
     return (log_virtual.exp() * (log_virtual - logits.log_softmax(1))).sum(1).mean()
