@@ -104,6 +104,14 @@ def test_the_space_of_the_methods_page_is_one() -> None:
     assert Space.parse(example, autokd.vocabulary()).objectives == ("kd", "pkt", "sp", "triplet")
 
 
+def test_fields_of_peers_on_the_methods_page_fit_a_space() -> None:
+    (fields,) = blocks(ROOT / "docs" / "methods.md", "yml")
+    head = "version: 1\nepochs: {max: 1}\nfields:\n  student.family: resnet\n"
+    space = Space.parse(head + fields, autokd.vocabulary())
+    chosen = {"peers.count": 1, "peers.system": "ffcl"}
+    assert space.recipe(space.complete(chosen)).peers.fields == {"gamma": 0.1}
+
+
 def test_terms_of_the_methods_page_are_legal() -> None:
     terms = [json.loads(term) for term in re.findall(r"`(\{\"objective\".*?\})`", text_of("methods.md"))]
     assert len(terms) >= 8
