@@ -52,7 +52,7 @@ class PeerSystem(nn.Module):
 
 
 def risen(progress: float, share: float) -> float:
-    """exp(−5(1 − t)²), t = progress/share but at most 1: from 0.0067 to 1 within `share` of the training. Laine, Aila, ICLR 2017."""
+    """exp(−5(1 − t)²), t = progress/share, at most 1: from 0.0067 to 1 within `share`. Laine, Aila, ICLR 2017."""
     t = min(1.0, progress / share) if share > 0 else 1.0
     return math.exp(-5 * (1 - t) ** 2)
 
@@ -61,7 +61,8 @@ def require_stages(name: str, networks: Sequence[Shapes]) -> None:
     """Raise RecipeError unless all networks have stage maps."""
     if not all(shapes.stages for shapes in networks):
         raise RecipeError(
-            f"system of peers '{name}' reads stage maps, the student has 0 stages; use a convolutional student, or the system dml or kdcl"
+            f"system of peers '{name}' reads stage maps, the student has 0 stages; "
+            "use a convolutional student, or the system dml or kdcl"
         )
 
 
@@ -70,5 +71,6 @@ def require_embedding(name: str, networks: Sequence[Shapes]) -> None:
     for shapes in networks:
         if shapes.embedding < 1:
             raise RecipeError(
-                f"system of peers '{name}' relates embeddings, the student's has width {shapes.embedding}; set its relation to logits"
+                f"system of peers '{name}' relates embeddings, the student's has width {shapes.embedding}; "
+                "set its relation to logits"
             )

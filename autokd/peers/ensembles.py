@@ -17,8 +17,8 @@ from autokd.recipe import Rule
 class KDCL(PeerSystem):
     """T²·⟨KL(ensemble ‖ own)⟩ for every network. Guo et al., CVPR 2020, from memory of the paper.
 
-    The ensemble is made of the logits of all networks, the learner's own among them, and is a constant: see `ensemble`. In the paper
-    each network sees an augmented view of its own; here all see the same rows.
+    The ensemble is made of the logits of all networks, the learner's own among them, and is a constant: see
+    `ensemble`. In the paper each network sees an augmented view of its own; here all see the same rows.
     """
 
     fields: ClassVar[Mapping[str, Rule]] = {
@@ -37,8 +37,9 @@ class KDCL(PeerSystem):
 def ensemble(logits: Sequence[Tensor], y: Tensor, how: str) -> Tensor:
     """Logits (N, C) made of M networks' logits (N, C) and labels (N,), detached.
 
-    "mean" of the networks; "best", those of the network whose cross-entropy over the batch is the smallest; "min_logit", for each row and
-    class the smallest z − z_y of any network: the label's is 0, every other class has the fewest odds that a network gives it.
+    "mean" of the networks; "best", those of the network whose cross-entropy over the batch is the smallest;
+    "min_logit", for each row and class the smallest z − z_y of any network: the label's is 0, every other class has
+    the fewest odds that a network gives it.
     """
     each = torch.stack([of_one.detach() for of_one in logits])
     if how == "mean":

@@ -28,12 +28,13 @@ class FFCL(PeerSystem):
 
         beta_r·⟨KL(z_k' ‖ z_k)⟩ + beta_f·Σ_stages mean (a_k − a_k')² + gamma·⟨KL(softmax(v/tau) ‖ z_k)⟩ + r·T²⟨KL(z_f ‖ z_k)⟩,
 
-    v = `a` at the label, (1 − a)/(C − 1) elsewhere, a_k the attention maps of a stage; the classifier CE(z_f) + r·T²⟨KL((z_1 + z_2)/2 ‖ z_f)⟩,
-    which reaches the networks through their maps. r rises to 1 within `ramp` of the training; only where T stands are logits
-    softened. With positive "correct_only" there is no gamma term, and a network responds on those rows alone that it has right.
+    v = `a` at the label, (1 − a)/(C − 1) elsewhere, a_k the attention maps of a stage; the classifier CE(z_f) +
+    r·T²⟨KL((z_1 + z_2)/2 ‖ z_f)⟩, which reaches the networks through their maps. r rises to 1 within `ramp` of the
+    training; only where T stands are logits softened. With positive "correct_only" there is no gamma term, and a
+    network responds on those rows alone that it has right.
 
-    Reconstruction: fusion, its two KLs and r are those of FFL (Kim et al., ICPR 2020), whose code was read; of FFCL the abstract was, and
-    the form of the exchanges, of the gamma term and all their weights are ours.
+    Reconstruction: fusion, its two KLs and r are those of FFL (Kim et al., ICPR 2020), whose code was read; of FFCL
+    the abstract was, and the form of the exchanges, of the gamma term and all their weights are ours.
     """
 
     fields: ClassVar[Mapping[str, Rule]] = {
@@ -82,7 +83,8 @@ class FFCL(PeerSystem):
         """Draw the fusion's classifier. Raises RecipeError unless there are two networks, with stage maps."""
         if len(networks) != 2:
             raise RecipeError(
-                f"system of peers 'ffcl' fuses two networks, got {len(networks)}; set peers.count to 1, or use another system"
+                f"system of peers 'ffcl' fuses two networks, got {len(networks)}; "
+                "set peers.count to 1, or use another system"
             )
         require_stages("ffcl", networks)
         if self.fusion != "off":
@@ -122,8 +124,9 @@ class FFCL(PeerSystem):
 class Fusion(nn.Module):
     """Logits (N, C) from two maps (N, c, h, w): concatenated or added, convolved, averaged over positions, classified.
 
-    "depthwise": depthwise 3×3, BN, ReLU, pointwise 1×1 to max(c_1, c_2) channels, BN, ReLU on the concatenated maps, as FFL has it. "pointwise"
-    leaves out the first three, "add" does so with the sum of the maps. Of maps of different size the larger is average-pooled.
+    "depthwise": depthwise 3×3, BN, ReLU, pointwise 1×1 to max(c_1, c_2) channels, BN, ReLU on the concatenated maps,
+    as FFL has it. "pointwise" leaves out the first three, "add" does so with the sum of the maps. Of maps of
+    different size the larger is average-pooled.
     """
 
     def __init__(self, how: str, first: int, second: int, classes: int) -> None:
@@ -151,7 +154,7 @@ class Fusion(nn.Module):
 
 
 def correct_response(own: Tensor, other: Tensor, y: Tensor) -> Tensor:
-    """Mean KL(other ‖ own) over the rows that the other network has right, 0 if there are none; logits (N, C), labels (N,)."""
+    """Mean KL(other ‖ own) over the rows that the other network has right, 0 without any; logits (N, C), labels (N,)."""
     right = (other.argmax(1) == y).to(own.dtype)
     return (right * kl_rows(own, other.detach(), 1.0)).sum() / right.sum().clamp_min(1)
 
@@ -161,9 +164,8 @@ def virtual_teacher(logits: Tensor, y: Tensor, a: float | Tensor, tau: float | T
 
     The regulariser of Tf-KD (Yuan et al., CVPR 2020) as a mean over rows; their code has one over rows and classes.
     """
-    label = torch.zeros_like(logits).scatter(
-        1, y[:, None], 1.0
-    )  # one_hot would read labels on the host, where no step is recorded
+    # one_hot would read the labels on the host, and no step that does can be recorded
+    label = torch.zeros_like(logits).scatter(1, y[:, None], 1.0)
     rest = (1 - a) / (logits.shape[1] - 1)
     log_virtual = ((rest + (a - rest) * label) / tau).log_softmax(1)
     return (log_virtual.exp() * (log_virtual - logits.log_softmax(1))).sum(1).mean()

@@ -21,9 +21,10 @@ RAMP = 80 / 300  # epochs, in the authors' runs
 class ONE(PeerSystem):
     """CE(z_m) + r·T²·⟨KL(z_m ‖ z_b)⟩ for every network b, z_m = Σ_b g_b·z_b. Lan, Zhu, Gong, NeurIPS 2018 (arXiv:1806.04606).
 
-    The gate g, (N, M) with rows that sum to 1, is softmax(ReLU(BN(linear(mean over positions of the student's first stage map)))). It learns by
-    CE(z_m), which reaches the networks as well, as in the source; in the KL the mixture is a constant. r rises to 1 within `ramp` of
-    the training. A reconstruction in one point: the source's branches share their first stages, here they are whole networks.
+    The gate g, (N, M) with rows that sum to 1, is softmax(ReLU(BN(linear(mean over positions of the student's first
+    stage map)))). It learns by CE(z_m), which reaches the networks as well, as in the source; in the KL the mixture
+    is a constant. r rises to 1 within `ramp` of the training. A reconstruction in one point: the source's branches
+    share their first stages, here they are whole networks.
     """
 
     fields: ClassVar[Mapping[str, Rule]] = {

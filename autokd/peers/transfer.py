@@ -19,19 +19,20 @@ from autokd.students.tap import logits_of
 
 
 class CKDMKT(PeerSystem):
-    """Collaborative distillation with multiple knowledge transfer. Gou et al., TNNLS 2024; precursor CTSL-MKT, arXiv:2101.08471.
+    """Collaborative distillation with multiple knowledge transfer. Gou et al., TNNLS 2024; precursor arXiv:2101.08471.
 
     Network k adds, means over its partners k'
 
         beta·[w_rel·(Huber(ψ_k' − ψ_k) + beta1·Huber(cos_k' − cos_k)) + beta2·⟨KL(z_k' ‖ z_k)⟩] + gamma·T²·⟨KL(z̄_k ‖ z_k)⟩,
 
-    ψ the distances between rows over their mean and cos the angles in triples of rows, as in rkd, both as means and of the first 64 rows;
-    z̄_k what a frozen copy of network k says, and the only place where logits are softened. Until the first epoch that begins at or after `first`
-    of the training all of it is 0 and every network learns alone; there the copies are taken. With init "scratch" the networks
-    then begin again at their initial weights (the optimiser's moments stay as they are), else they go on.
+    ψ the distances between rows over their mean and cos the angles in triples of rows, as in rkd, both as means and
+    of the first 64 rows; z̄_k what a frozen copy of network k says, and the only place where logits are softened.
+    Until the first epoch that begins at or after `first` of the training all of it is 0 and every network learns
+    alone; there the copies are taken. With init "scratch" the networks then begin again at their initial weights (the
+    optimiser's moments stay as they are), else they go on.
 
-    Reconstruction: the sum is known from a secondary text; that partners are constants, means over several of them, w_rel, both ways of
-    going on, and the two stages within one training are ours.
+    Reconstruction: the sum is known from a secondary text; that partners are constants, means over several of them,
+    w_rel, both ways of going on, and the two stages within one training are ours.
     """
 
     fields: ClassVar[Mapping[str, Rule]] = {
@@ -45,9 +46,8 @@ class CKDMKT(PeerSystem):
         "gamma": Rule("float", 0.9, 0.0, 20.0, about="weight of what the frozen selves teach"),
     }
     needs: ClassVar[frozenset[str]] = frozenset({"logits", "embedding"})
-    dials: ClassVar[frozenset[str]] = frozenset(
-        {"beta", "w_rel", "beta1", "beta2", "gamma"}
-    )  # `first` decides what there is
+    # `first` is none: it decides what there is
+    dials: ClassVar[frozenset[str]] = frozenset({"beta", "w_rel", "beta1", "beta2", "gamma"})
     begun: Tensor  # 0, or 1 from where the networks learn from each other
 
     def __init__(
@@ -65,8 +65,8 @@ class CKDMKT(PeerSystem):
         super().__init__()
         if not first and gamma:
             raise RecipeError(
-                f"system of peers 'ckd_mkt': gamma must be 0 where first is 0, since there are no earlier selves to learn from, got {gamma}; "
-                "set it to 0, or first to 0.25"
+                "system of peers 'ckd_mkt': gamma must be 0 where first is 0, since there are no earlier selves to learn "
+                f"from, got {gamma}; set it to 0, or first to 0.25"
             )
         self.relation, self.init, self.first = relation, init, first
         self.beta, self.w_rel, self.beta1, self.beta2, self.gamma = beta, w_rel, beta1, beta2, gamma
@@ -79,7 +79,7 @@ class CKDMKT(PeerSystem):
             require_embedding("ckd_mkt", networks)
 
     def adopt(self, networks: Sequence[nn.Module]) -> None:
-        """Make room for the frozen selves and, if they will be wanted, keep the initial weights: both are part of checkpoints."""
+        """Make room for the frozen selves and keep the initial weights if they will be wanted; checkpoints hold both."""
         if self.first:
             self.selves.extend(map(frozen_copy, networks))
             if self.init == "scratch":

@@ -51,7 +51,7 @@ def test_the_gate_reads_the_first_stage_of_the_student_row_by_row() -> None:
     x = linear(outputs[0].stages[0].mean((2, 3)))
     x = (x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-5).sqrt() * norm.weight + norm.bias
     gate = torch.softmax(torch.relu(x), 1)
-    assert gate.shape == (6, 3) and float(gate.std(0).min()) > 0
+    assert gate.shape == (6, 3) and number(gate.std(0).min()) > 0
     mixture = sum(gate[:, k : k + 1] * each.logits for k, each in enumerate(outputs))
     assert isinstance(mixture, torch.Tensor)
     found = number(system(outputs, batch, 1.0).shared["gate_ce"])
