@@ -58,7 +58,10 @@ def unknown_name(name: str, vocabulary: Vocabulary) -> str | None:
     if name in FLAT_NAMES or (section == "select" and field):
         return None
     if section not in OWNED or (section == "peers" and not owner):
-        return f"unknown field {name!r}; {nearest(name, (*FLAT_NAMES, 'select.…', 'student.…', 'terms.…'))}"
+        of_systems = (f"peers.{system}.{rule}" for system, rules in vocabulary.systems.items() for rule in rules)
+        return (
+            f"unknown field {name!r}; {nearest(name, (*FLAT_NAMES, *of_systems, 'select.…', 'student.…', 'terms.…'))}"
+        )
     owners, what = _owners(section, vocabulary), OWNED[section]
     if owner not in owners:
         if not owner:

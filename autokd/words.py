@@ -5,7 +5,7 @@ Tables, pages and the live display all speak through this file, so that one figu
 
 from __future__ import annotations
 
-from autokd.recipe import Recipe, TermSpec
+from autokd.recipe import PeerSpec, Recipe, TermSpec
 
 MISSING = "-"
 
@@ -97,8 +97,13 @@ def recipe_words(recipe: Recipe) -> str:
     views = (
         f"jda rho={value(recipe.augment.rho)}" if recipe.augment.policy == "jda" else f"{recipe.augment.policy} views"
     )
-    peers = [f"{recipe.peers.count} peer{'s' if recipe.peers.count > 1 else ''}"] if recipe.peers.count else []
+    peers = [_peers(recipe.peers)] if recipe.peers.count else []
     return ", ".join([student, losses, views, *peers])
+
+
+def _peers(spec: PeerSpec) -> str:
+    system = "" if spec.system == PeerSpec().system else f" ({spec.system})"
+    return f"{spec.count} peer{'s' if spec.count > 1 else ''}{system}"
 
 
 def _term(term: TermSpec) -> str:

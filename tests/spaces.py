@@ -34,6 +34,13 @@ VOCABULARY = Vocabulary(
         "rkd": {"distance": Rule("float", 25.0, 0.0, 250.0), "angle": Rule("float", 50.0, 0.0, 500.0)},
         "my.losses:Angle": {"scale": Rule("float", 1.0, 0.1, 10.0)},
     },
+    systems={
+        "dml": {},
+        "ffcl": {
+            "gamma": Rule("float", 0.1, 0.0, 10.0),
+            "fusion": Rule("choice", "depthwise", choices=("depthwise", "add", "off")),
+        },
+    },
 )
 
 SMALL = """\
@@ -128,6 +135,11 @@ def space_texts(draw: st.DrawFn) -> str:
         fields[f"terms.{objective}.weight"] = draw(ranges("float", 0.01, 100.0))
         if "temperature" in VOCABULARY.objectives[objective]:
             fields[f"terms.{objective}.temperature"] = draw(st.one_of(st.just(4), ranges("float", 0.5, 50.0)))
+    systems = draw(st.lists(st.sampled_from(sorted(VOCABULARY.systems)), unique=True))
+    if systems:
+        fields["peers.system"] = {"choice": systems}
+    if "ffcl" in systems:
+        fields["peers.ffcl.gamma"] = draw(ranges("float", 0.0, 10.0))
     tables: list[tuple[str, dict[str, Any]]] = [("float", FLOATS), ("int", INTS), ("choice", CHOICES)]
     names = draw(st.permutations([(kind, name) for kind, table in tables for name in table]))
     for kind, name in names[: draw(st.integers(0, len(names)))]:

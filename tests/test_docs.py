@@ -19,6 +19,7 @@ import autokd
 from autokd.cli import cli
 from autokd.ledger import EVENTS
 from autokd.objectives import OBJECTIVES
+from autokd.peers import SYSTEMS, system_of
 from autokd.recipe import FLAT_NAMES
 from autokd.space import Space, shipped_spaces
 from autokd.students import FAMILIES
@@ -103,6 +104,14 @@ def test_the_space_of_the_methods_page_is_one() -> None:
     assert Space.parse(example, autokd.vocabulary()).objectives == ("kd", "pkt", "sp", "triplet")
 
 
+def test_fields_of_peers_on_the_methods_page_fit_a_space() -> None:
+    (fields,) = blocks(ROOT / "docs" / "methods.md", "yml")
+    head = "version: 1\nepochs: {max: 1}\nfields:\n  student.family: resnet\n"
+    space = Space.parse(head + fields, autokd.vocabulary())
+    chosen = {"peers.count": 1, "peers.system": "ffcl"}
+    assert space.recipe(space.complete(chosen)).peers.fields == {"gamma": 0.1}
+
+
 def test_terms_of_the_methods_page_are_legal() -> None:
     terms = [json.loads(term) for term in re.findall(r"`(\{\"objective\".*?\})`", text_of("methods.md"))]
     assert len(terms) >= 8
@@ -116,15 +125,24 @@ def test_terms_of_the_methods_page_are_legal() -> None:
 # ---- nothing is missing
 
 
-def test_every_objective_has_a_heading() -> None:
-    assert set(re.findall(r"^### `(\w+)`$", text_of("methods.md"), re.MULTILINE)) == set(OBJECTIVES)
+def test_every_objective_and_system_has_a_heading() -> None:
+    headings = re.findall(r"^### `(\w+)`$", text_of("methods.md"), re.MULTILINE)
+    assert set(headings) == {*OBJECTIVES, *SYSTEMS}
 
 
-def test_every_objective_parameter_is_described() -> None:
+def test_every_parameter_of_a_method_is_described() -> None:
     sections = re.split(r"^#+ ", text_of("methods.md"), flags=re.MULTILINE)
-    for name, objective in OBJECTIVES.items():
+    for name, method in {**OBJECTIVES, **SYSTEMS}.items():
         (section,) = [each for each in sections if each.startswith(f"`{name}`")]
-        assert [field for field in objective.fields if f"`{field}`" not in section] == []
+        assert [field for field in method.fields if f"`{field}`" not in section] == []
+
+
+def test_peers_of_the_methods_page_are_legal() -> None:
+    found = [json.loads(peers) for peers in re.findall(r"`(\{\"count\".*?\})`", text_of("methods.md"))]
+    assert {peers.get("system", "dml") for peers in found} == set(SYSTEMS)
+    for peers in found:
+        recipe = autokd.Recipe.from_dict({"student": {"family": "resnet"}, "peers": peers})
+        assert system_of(recipe.check(autokd.vocabulary()).peers) is not None
 
 
 def test_every_public_name_is_documented() -> None:

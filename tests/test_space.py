@@ -163,6 +163,54 @@ def test_names_may_be_a_users_own() -> None:
     assert space.restrict(["my.losses:Angle"]) == space
 
 
+PEERS = """\
+  peers.system: {choice: [dml, ffcl], when: {peers.count: 1}}
+  peers.ffcl.gamma: {float: [0.01, 1], log: true, prior: 0.1}
+  peers.ffcl.fusion: {choice: [depthwise, "off"]}
+"""
+TAUGHT = Space.parse(SMALL.replace("  peers.weight", f"{PEERS}  peers.weight"), VOCABULARY)
+
+
+def test_fields_of_a_system_of_peers_exist_where_it_is_chosen() -> None:
+    own = {"peers.system", "peers.ffcl.gamma", "peers.ffcl.fusion"}
+    for chosen, expected in (
+        ({"peers.count": 0}, set()),
+        ({"peers.count": 2, "peers.system": "ffcl"}, set()),
+        ({"peers.count": 1}, {"peers.system"}),
+        ({"peers.count": 1, "peers.system": "ffcl"}, own),
+    ):
+        point = TAUGHT.complete(chosen)
+        assert own & set(point) == expected
+        assert_is_point(TAUGHT, point)
+        assert TAUGHT.recipe(point).peers.system == point.get("peers.system", "dml")
+
+
+def test_a_system_of_peers_is_in_the_recipe_under_its_own_names() -> None:
+    recipe = TAUGHT.recipe(TAUGHT.complete({"peers.count": 1, "peers.system": "ffcl", "peers.ffcl.fusion": "off"}))
+    assert recipe.peers.fields == {"fusion": "off", "gamma": 0.1}
+    flat = recipe.flat()
+    assert (flat["peers.system"], flat["peers.gamma"], flat["peers.fusion"]) == ("ffcl", 0.1, "off")
+    assert Recipe.from_flat(flat) == recipe and Recipe.from_json(recipe.to_json()) == recipe
+    fixed = Space.parse(
+        SMALL.replace("  peers.weight", "  peers.system: ffcl\n  peers.ffcl.gamma: 1\n  peers.weight"), VOCABULARY
+    )
+    gamma = fixed.recipe(fixed.prior_point()).peers.fields["gamma"]
+    assert gamma == 1 and isinstance(gamma, float), "as the system wants it"
+
+
+def test_draws_and_smaller_spaces_keep_what_peers_are_taught() -> None:
+    systems = Counter[str]()
+    for seed in range(60):
+        point = TAUGHT.quantile(units(TAUGHT, seed))
+        assert_is_point(TAUGHT, point)
+        systems[TAUGHT.recipe(point).peers.system] += 1
+    assert set(systems) == {"dml", "ffcl"}
+    assert Space.from_dict(json.loads(json.dumps(TAUGHT.to_dict())), VOCABULARY) == TAUGHT
+    for smaller in (TAUGHT.with_families(["mlp"]), TAUGHT.restrict(["kd"])):
+        point = smaller.complete({"peers.count": 1, "peers.system": "ffcl", "peers.ffcl.gamma": 0.5})
+        assert smaller.recipe(point).peers.fields["gamma"] == 0.5
+
+
 def test_numbers_with_an_exponent_are_numbers() -> None:
     assert next(field for field in SPACE.fields if field.name == "terms.at.weight").high == 1e4
 

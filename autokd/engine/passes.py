@@ -24,7 +24,9 @@ class Passes:
 Given = Mapping[str, Value]  # fields of a term or system; those left out are at their defaults
 
 PASSES: dict[str, Callable[[Given], Passes]] = {}  # by objective
-OF_SYSTEMS: dict[str, Callable[[Given], Passes]] = {}  # by system of peers; `teacher` and `listens` mean nothing there
+OF_SYSTEMS: dict[str, Callable[[Given], Passes]] = {  # by system of peers; `teacher` and `listens` mean nothing there
+    "ckd_mkt": lambda given: Passes(frozen=1.0 if given.get("first", 0.25) else 0.0),  # every network's earlier self
+}
 
 
 def of_term(term: TermSpec) -> Passes:

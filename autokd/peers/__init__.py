@@ -9,11 +9,19 @@ from collections.abc import Mapping
 
 from autokd.errors import RecipeError, nearest
 from autokd.peers.base import PeerSystem
+from autokd.peers.ensembles import KDCL
+from autokd.peers.fusion import FFCL
+from autokd.peers.gate import ONE
 from autokd.peers.mutual import DML
+from autokd.peers.transfer import CKDMKT
 from autokd.recipe import PeerSpec, Rule
 
 SYSTEMS: dict[str, type[PeerSystem]] = {
     "dml": DML,  # Zhang 2018
+    "kdcl": KDCL,  # Guo 2020
+    "one": ONE,  # Lan 2018
+    "ffcl": FFCL,  # Li 2021
+    "ckd_mkt": CKDMKT,  # Gou 2024
 }
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor, nn
 
+from autokd.errors import RecipeError
 from autokd.protocols import Batch, Outputs, Shapes
 from autokd.recipe import Rule
 
@@ -47,3 +49,28 @@ class PeerSystem(nn.Module):
     def forward(self, outputs: Sequence[Outputs], batch: Batch, temperature: float | Tensor) -> Mutual:
         """The losses on one batch, in float32."""
         raise NotImplementedError
+
+
+def risen(progress: float, share: float) -> float:
+    """exp(−5(1 − t)²), t = progress/share, at most 1: from 0.0067 to 1 within `share`. Laine, Aila, ICLR 2017."""
+    t = min(1.0, progress / share) if share > 0 else 1.0
+    return math.exp(-5 * (1 - t) ** 2)
+
+
+def require_stages(name: str, networks: Sequence[Shapes]) -> None:
+    """Raise RecipeError unless all networks have stage maps."""
+    if not all(shapes.stages for shapes in networks):
+        raise RecipeError(
+            f"system of peers '{name}' reads stage maps, the student has 0 stages; "
+            "use a convolutional student, or the system dml or kdcl"
+        )
+
+
+def require_embedding(name: str, networks: Sequence[Shapes]) -> None:
+    """Raise RecipeError unless all networks have an embedding."""
+    for shapes in networks:
+        if shapes.embedding < 1:
+            raise RecipeError(
+                f"system of peers '{name}' relates embeddings, the student's has width {shapes.embedding}; "
+                "set its relation to logits"
+            )

@@ -11,7 +11,7 @@ from autokd.engine.cost import makespan, relative_cost
 from autokd.engine.engine import SAFETY, Decision, Engine, Resume, Start
 from autokd.engine.rungs import at_rung, best_and_newest, first_rung, leader, next_rung, promotable, rungs_for
 from autokd.history import History, Trial
-from autokd.recipe import Recipe, TermSpec
+from autokd.recipe import PeerSpec, Recipe, TermSpec
 
 KD = Recipe.from_dict(
     {"student": {"family": "mlp", "width": 8}, "terms": [{"objective": "kd", "weight": 2.0, "temperature": 3.0}]}
@@ -151,6 +151,11 @@ def test_relative_cost_counts_rows_peers_and_teacher() -> None:
     assert relative_cost(KD, student, TEACHER) == plain + TEACHER.flops
     peers = KD.model_copy(update={"peers": KD.peers.model_copy(update={"count": 2})})
     assert relative_cost(peers, student, TEACHER) == 3 * plain + TEACHER.flops
+    earlier = {
+        first: PeerSpec.model_validate({"count": 2, "system": "ckd_mkt", "first": first}) for first in (0.0, 0.5)
+    }
+    frozen = [relative_cost(KD.model_copy(update={"peers": each}), student, TEACHER) for each in earlier.values()]
+    assert frozen[1] == frozen[0] + 3 * student.flops == 3 * (plain + student.flops) + TEACHER.flops
     augmented = KD.model_copy(update={"augment": KD.augment.model_copy(update={"policy": "jda", "rho": 0.5})})
     assert relative_cost(augmented, student, TEACHER) == 2 * (plain + TEACHER.flops)
 

@@ -82,6 +82,23 @@ def test_what_the_space_lacks_is_dropped_and_what_the_recipe_lacks_defaulted() -
     SPACE.recipe(point)
 
 
+def test_what_peers_are_taught_is_taken_over() -> None:
+    lines = "  peers.system: {choice: [dml, ffcl], when: {peers.count: 1}}\n  peers.ffcl.gamma: {float: [0.01, 1], prior: 0.1}\n"
+    space = Space.parse(SMALL.replace("  peers.weight", f"{lines}  peers.weight"), VOCABULARY)
+    told = {"count": 1, "system": "ffcl", "gamma": 3.0, "fusion": "off"}
+    recipe = Recipe.from_dict({"student": {"family": "resnet"}, "peers": told})
+    point, _ = point_of(recipe, space)
+    assert (point["peers.system"], point["peers.ffcl.gamma"]) == ("ffcl", 1.0), "the nearest that the space has"
+    assert space.recipe(point).peers.fields == {"gamma": 1.0}, "and what it lacks is dropped"
+    known, share = point_of(space.recipe(space.complete({**point, "peers.ffcl.gamma": 0.3})), space)
+    assert known["peers.ffcl.gamma"] == 0.3 and share == 1.0
+    for other in ({**told, "system": "one"}, {**told, "system": "one", "gamma": 0.2}, {"count": 1}):
+        point, _ = point_of(Recipe.from_dict({"student": {"family": "resnet"}, "peers": other}), space)
+        assert point["peers.system"] == "dml" and "peers.ffcl.gamma" not in point
+    point, _ = point_of(recipe, SPACE)
+    assert point["peers.count"] == 1 and SPACE.recipe(point).peers.system == "dml"
+
+
 def test_numbers_fall_on_the_grid() -> None:
     recipe = Recipe.from_dict({"student": {"family": "resnet", "width": 500, "depth1": 6}})
     point, _ = point_of(recipe, SPACE)
