@@ -199,6 +199,12 @@ class OptimSpec(Frozen):
     )
     warmup: Annotated[float, Field(ge=0, le=0.5)] = 0.05  # share of the epochs
 
+    @field_validator("milestones", mode="before")
+    @classmethod
+    def _one_alone(cls, given: object) -> object:
+        """A single share that was read as a number."""
+        return str(given) if isinstance(given, float) else given
+
     @field_validator("milestones")
     @classmethod
     def _rising_shares(cls, text: str) -> str:

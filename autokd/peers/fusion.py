@@ -1,4 +1,4 @@
-"""Two networks teach each other, and a classifier on their fused maps teaches both: ffcl."""
+"""Networks teach each other, and a classifier on their fused maps teaches all of them: ffcl."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ RAMP = 80 / 300  # epochs, in the runs of FFL
 
 
 class FFCL(PeerSystem):
-    """Feature-fusion collaborative learning of two networks. Li, Sun, Gou, Du, Ou, IJDSN 17(11), 2021.
+    """Feature-fusion collaborative learning. Li, Sun, Gou, Du, Ou, IJDSN 17(11), 2021.
 
-    Network k adds, k' being the other one and z_f the logits of a classifier on the last maps of both (`Fusion`)
+    Network k adds, k' being the other one and z_f the logits of a classifier on the last maps of all (`Fusion`)
 
         beta_r·⟨KL(z_k' ‖ z_k)⟩ + beta_f·Σ_stages mean (a_k − a_k')² + gamma·⟨KL(softmax(v/tau) ‖ z_k)⟩ + r·T²⟨KL(z_f ‖ z_k)⟩,
 
     v = `a` at the label, (1 − a)/(C − 1) elsewhere, a_k the attention maps of a stage; the classifier CE(z_f) +
-    r·T²⟨KL((z_1 + z_2)/2 ‖ z_f)⟩, which reaches the networks through their maps. r rises to 1 within `ramp` of the
-    training; only where T stands are logits softened. With positive "correct_only" there is no gamma term, and a
+    r·T²⟨KL(mean z_k ‖ z_f)⟩, which reaches the networks through their maps. r rises to 1 within `ramp` of the
+    training; only where T stands are logits softened. The source has two networks; of more, the exchanges are means over k'. With positive "correct_only" there is no gamma term, and a
     network responds on those rows alone that it has right.
 
     Reconstruction: fusion, its two KLs and r are those of FFL (Kim et al., ICPR 2020), whose code was read; of FFCL
@@ -80,63 +80,63 @@ class FFCL(PeerSystem):
         self.register_buffer("risen", torch.ones(()))
 
     def build(self, networks: Sequence[Shapes]) -> None:
-        """Draw the fusion's classifier. Raises RecipeError unless there are two networks, with stage maps."""
-        if len(networks) != 2:
-            raise RecipeError(
-                f"system of peers 'ffcl' fuses two networks, got {len(networks)}; "
-                "set peers.count to 1, or use another system"
-            )
+        """Draw the fusion's classifier. Raises RecipeError without stage maps, and where they cannot be added."""
         require_stages("ffcl", networks)
         if self.fusion != "off":
-            first, second = (each.stages[-1][0] for each in networks)
-            self.head = Fusion(self.fusion, first, second, networks[0].classes)
+            self.head = Fusion(self.fusion, [each.stages[-1][0] for each in networks], networks[0].classes)
 
     def begin_epoch(self, networks: Sequence[nn.Module], progress: float) -> None:
         self.risen.fill_(risen(progress, self.ramp))
 
     def forward(self, outputs: Sequence[Outputs], batch: Batch, temperature: float | Tensor) -> Mutual:
-        first, second = outputs
-        own = [self._exchanged(first, second, batch.y), self._exchanged(second, first, batch.y)]
+        own = [self._exchanged(each, [*outputs[:k], *outputs[k + 1 :]], batch.y) for k, each in enumerate(outputs)]
         if self.head is None:
             return Mutual(own)
-        fused = self.head(first.stages[-1], second.stages[-1])
+        fused = self.head([each.stages[-1] for each in outputs])
         for parts, each in zip(own, outputs, strict=True):
             parts["fused"] = self.risen * mutual_loss(each.logits, [fused], temperature)
-        together = (first.logits + second.logits) / 2
+        together = torch.stack([each.logits for each in outputs]).mean(0)
         shared = {
             "fusion_ce": functional.cross_entropy(fused, batch.y),
             "fusion_ensemble": self.risen * mutual_loss(fused, [together], temperature),
         }
         return Mutual(own, shared)
 
-    def _exchanged(self, own: Outputs, other: Outputs, y: Tensor) -> Parts:
-        """What a network learns of the other one and of positive knowledge."""
-        virtual = self.positive == "virtual"
-        response = mutual_loss(own.logits, [other.logits]) if virtual else correct_response(own.logits, other.logits, y)
+    def _exchanged(self, own: Outputs, others: Sequence[Outputs], y: Tensor) -> Parts:
+        """What a network learns of the others and of positive knowledge."""
+        if self.positive == "virtual":
+            response = mutual_loss(own.logits, [other.logits for other in others])
+        else:
+            response = _mean([correct_response(own.logits, other.logits, y) for other in others])
         parts = {"response": self.beta_r * response}
-        if virtual:
+        if self.positive == "virtual":
             parts["positive"] = self.gamma * virtual_teacher(own.logits, y, self.a, self.tau)
         if self.beta_f:
-            parts["feature"] = self.beta_f * attention_gap(own.stages, other.stages)
+            parts["feature"] = self.beta_f * _mean([attention_gap(own.stages, other.stages) for other in others])
         return parts
 
 
-class Fusion(nn.Module):
-    """Logits (N, C) from two maps (N, c, h, w): concatenated or added, convolved, averaged over positions, classified.
+def _mean(losses: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(losses)).mean()
 
-    "depthwise": depthwise 3×3, BN, ReLU, pointwise 1×1 to max(c_1, c_2) channels, BN, ReLU on the concatenated maps,
-    as FFL has it. "pointwise" leaves out the first three, "add" does so with the sum of the maps. Of maps of
-    different size the larger is average-pooled.
+
+class Fusion(nn.Module):
+    """Logits (N, C) from the networks' maps (N, c_k, h, w): concatenated or added, convolved, averaged over positions, classified.
+
+    "depthwise": depthwise 3×3, BN, ReLU, pointwise 1×1 to max c_k channels, BN, ReLU on the concatenated maps, as FFL has
+    it. "pointwise" leaves out the first three, "add" does so with the sum of the maps. Maps of different size are
+    average-pooled to the smallest.
     """
 
-    def __init__(self, how: str, first: int, second: int, classes: int) -> None:
+    def __init__(self, how: str, widths: Sequence[int], classes: int) -> None:
         super().__init__()
-        if how == "add" and first != second:
+        if how == "add" and len(set(widths)) > 1:
+            told = ", ".join(map(str, widths))
             raise RecipeError(
-                f"system of peers 'ffcl': fusion add needs maps of equal width, got {first} and {second}; use pointwise"
+                f"system of peers 'ffcl': fusion add needs maps of equal width, got {told}; use pointwise"
             )
         self.added = how == "add"
-        joined, width = first if self.added else first + second, max(first, second)
+        joined, width = widths[0] if self.added else sum(widths), max(widths)
         depthwise: list[nn.Module] = []
         if how == "depthwise":
             depthwise = [
@@ -147,9 +147,11 @@ class Fusion(nn.Module):
         self.mix = nn.Sequential(*depthwise, nn.Conv2d(joined, width, 1, bias=False), BatchScale(width), nn.ReLU())
         self.classify = nn.Linear(width, classes)
 
-    def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        a, b = at_equal_size(first, second)
-        logits: Tensor = self.classify(self.mix(a + b if self.added else torch.cat((a, b), 1)).mean((2, 3)))
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        size = [min(each.shape[axis] for each in maps) for axis in (2, 3)]
+        maps = [each if list(each.shape[2:]) == size else functional.adaptive_avg_pool2d(each, size) for each in maps]
+        joined = torch.stack(maps).sum(0) if self.added else torch.cat(maps, 1)
+        logits: Tensor = self.classify(self.mix(joined).mean((2, 3)))
         return logits
 
 

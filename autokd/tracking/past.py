@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from autokd.errors import RecipeError, WarmStartError
-from autokd.recipe import Recipe
+from autokd.recipe import PLAIN, Recipe
 from autokd.tracking.address import check, redact
 from autokd.tracking.mirror import Unreachable, client_of, reaching
 
@@ -60,9 +60,7 @@ def _trial(run: Any) -> tuple[str, Recipe, tuple[int, float] | None] | None:
     """A trial's recipe and standing; None for one that neither has a value nor failed, or cannot be read."""
     tags, name = run.data.tags, str(run.data.tags.get("autokd.trial_id"))
     sections = ("student.", "terms.", "augment.", "peers.", "optim.")
-    flat = {
-        key: _value(text) for key, text in run.data.params.items() if key == "ce_weight" or key.startswith(sections)
-    }
+    flat = {key: _value(text) for key, text in run.data.params.items() if key in PLAIN or key.startswith(sections)}
     try:
         recipe = Recipe.from_flat(flat)
     except RecipeError:

@@ -30,7 +30,6 @@ from autokd.protocols import Outputs
 
 METHODS = Path(__file__).parents[2] / "docs" / "methods.md"
 LABELS = [0, 1, 2, 3, 4, 0]
-EXACTLY = {"ffcl": 2}  # networks, where not any number will do
 SAID_BY_OTHERS = {  # parts in which networks compare themselves with others of the same kind: nothing to learn from an equal
     "dml": {"peers"},
     "kdcl": {"ensemble"},
@@ -40,10 +39,6 @@ SAID_BY_OTHERS = {  # parts in which networks compare themselves with others of 
 }
 EVERY = pytest.mark.parametrize("name", SYSTEMS)
 CASE = pytest.mark.parametrize(("name", "fields"), CASES, ids=lambda given: given if isinstance(given, str) else "")
-
-
-def fewest(name: str) -> int:
-    return EXACTLY.get(name, 3)
 
 
 def test_the_battery_knows_every_system() -> None:
@@ -76,10 +71,6 @@ class TestDeclarations:
     @pytest.mark.parametrize("count", [2, 3, 4])
     def test_two_three_and_four_networks(self, name: str, count: int) -> None:
         outputs = drawn(count)
-        if EXACTLY.get(name, count) != count:
-            with pytest.raises(RecipeError, match=rf"'{name}' .*got {count}; set peers.count to {EXACTLY[name] - 1}"):
-                built(name, outputs)
-            return
         mutual = built(name, outputs)(outputs, rows_of(LABELS), 2.0)
         assert len(mutual.own) == count and total(everything(mutual)).isfinite()
 
@@ -87,7 +78,7 @@ class TestDeclarations:
 @CASE
 class TestEveryLoss:
     def test_parts_are_named_finite_scalars(self, name: str, fields: dict[str, Any]) -> None:
-        outputs = drawn(fewest(name))
+        outputs = drawn(3)
         mutual = built(name, outputs, **fields)(outputs, rows_of(LABELS), 2.0)
         assert len({tuple(parts) for parts in mutual.own}) == 1, "of all networks the same"
         for part in everything(mutual).values():
@@ -95,7 +86,7 @@ class TestEveryLoss:
 
     def test_nothing_is_learned_from_equal_networks(self, name: str, fields: dict[str, Any]) -> None:
         """To rounding: a loss of softened logits that differ by 1e-7 is far below 1e-9."""
-        outputs, leaves = with_gradient(drawn(1, dtype=torch.float64) * fewest(name))
+        outputs, leaves = with_gradient(drawn(1, dtype=torch.float64) * 3)
         mutual = built(name, outputs, **fields)(outputs, rows_of(LABELS, torch.float64), 3.0)
         parts = {key: part for key, part in everything(mutual).items() if key.split(".")[-1] in SAID_BY_OTHERS[name]}
         assert parts
@@ -105,7 +96,7 @@ class TestEveryLoss:
         assert max(float(gradient.abs().max()) for gradient in found) < 1e-9
 
     def test_what_was_taught_gets_no_gradient(self, name: str, fields: dict[str, Any]) -> None:
-        count = fewest(name)
+        count = 3
         outputs, leaves = with_gradient(drawn(count))
         mutual = built(name, outputs, **fields)(outputs, rows_of(LABELS), 2.0)
         for learner, parts in enumerate(mutual.own):
@@ -115,7 +106,7 @@ class TestEveryLoss:
             assert any(reached(part, leaves))
 
     def test_needs_say_what_is_read(self, name: str, fields: dict[str, Any]) -> None:
-        outputs, leaves = with_gradient(drawn(fewest(name)))
+        outputs, leaves = with_gradient(drawn(3))
         loss = total(everything(built(name, outputs, **fields)(outputs, rows_of(LABELS), 2.0)))
         read: set[str] = set()
         for own in leaves:
@@ -126,7 +117,7 @@ class TestEveryLoss:
         assert read == needs if not fields else read <= needs
 
     def test_own_modules_learn_unless_they_are_frozen(self, name: str, fields: dict[str, Any]) -> None:
-        outputs, _ = with_gradient(drawn(fewest(name)))
+        outputs, _ = with_gradient(drawn(3))
         system = built(name, outputs, **fields)
         total(everything(system(outputs, rows_of(LABELS), 2.0))).backward()
         for parameter in system.parameters():
@@ -134,7 +125,7 @@ class TestEveryLoss:
             assert learned == parameter.requires_grad
 
     def test_order_of_rows_does_not_matter(self, name: str, fields: dict[str, Any]) -> None:
-        outputs = drawn(fewest(name), dtype=torch.float64)
+        outputs = drawn(3, dtype=torch.float64)
         system, batch = built(name, outputs, **fields), rows_of(LABELS, torch.float64)
         order = torch.tensor([4, 2, 0, 5, 3, 1])
         permuted = [each.map(lambda part: part[order]) for each in outputs]
@@ -143,7 +134,7 @@ class TestEveryLoss:
         assert numbers(everything(system(permuted, other, 2.0))) == pytest.approx(straight, rel=1e-9)
 
     def test_dials_may_be_scalars_on_a_device(self, name: str, fields: dict[str, Any]) -> None:
-        outputs, batch = drawn(fewest(name), dtype=torch.float64), rows_of(LABELS, torch.float64)
+        outputs, batch = drawn(3, dtype=torch.float64), rows_of(LABELS, torch.float64)
         system = built(name, outputs, **fields)
         plain = numbers(everything(system(outputs, batch, 2.0)))
         for dial in system.dials:
@@ -153,7 +144,7 @@ class TestEveryLoss:
 
     @pytest.mark.parametrize("scale", [0.0, 1e-4, 50.0, 2e4])  # the largest number of half precision is 6.5e4
     def test_extreme_values_stay_finite(self, name: str, fields: dict[str, Any], scale: float) -> None:
-        outputs, leaves = with_gradient(drawn(fewest(name)))
+        outputs, leaves = with_gradient(drawn(3))
         loud = [
             Outputs(
                 max(50.0, scale) * each.logits.sign(), scale * each.embedding, tuple(scale * s for s in each.stages)
@@ -170,14 +161,14 @@ class TestEveryLoss:
     def test_small_and_large_batches_and_few_classes(
         self, name: str, fields: dict[str, Any], n: int, classes: int
     ) -> None:
-        outputs, leaves = with_gradient(drawn(fewest(name), n=n, classes=classes))
+        outputs, leaves = with_gradient(drawn(3, n=n, classes=classes))
         parts = everything(built(name, outputs, **fields)(outputs, rows_of([k % classes for k in range(n)]), 2.0))
         flat = [leaf for own in leaves for leaf in own]
         found = torch.autograd.grad(total(parts), flat, allow_unused=True, materialize_grads=True)
         assert all(bool(tensor.isfinite().all()) for tensor in (*parts.values(), *found))
 
     def test_state_survives_a_round_trip(self, name: str, fields: dict[str, Any]) -> None:
-        outputs, batch = drawn(fewest(name)), rows_of(LABELS)
+        outputs, batch = drawn(3), rows_of(LABELS)
         first, second = built(name, outputs, **fields), built(name, outputs, **fields)
         with torch.no_grad():
             for tensor in first.state_dict().values():

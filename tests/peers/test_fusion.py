@@ -130,8 +130,21 @@ def test_ways_to_fuse(fusion: str, parameters: int) -> None:
     system.build(shapes)
     assert len(list(system.parameters())) == parameters
     maps = torch.randn(2, 6, 9, 3, 3)
-    assert system.head is not None and system.head(*maps).shape == (6, 5)
+    assert system.head is not None and system.head(maps).shape == (6, 5)
     assert system.head.classify.in_features == 9  # type: ignore[union-attr]
+
+
+def test_three_networks_are_fused_as_two_are() -> None:
+    """Equal networks: the exchanges, means over partners, are those of two, and the ensemble is what each says."""
+    outputs = drawn(1) * 3
+    for fields in ({}, {"fusion": "add"}, {"positive": "correct_only"}, {"beta_f": 3.0}):
+        two, three = (
+            built("ffcl", outputs[:count], **fields)(outputs[:count], rows_of([0, 1, 2, 3, 4, 0]), 3.0)
+            for count in (2, 3)
+        )
+        for part in set(two.own[0]) - {"fused"}:
+            assert float(three.own[2][part]) == pytest.approx(float(two.own[0][part]), rel=1e-5)
+        assert len(three.own) == 3 and set(three.shared) == {"fusion_ce", "fusion_ensemble"}
 
 
 def test_larger_maps_are_pooled() -> None:
@@ -140,14 +153,13 @@ def test_larger_maps_are_pooled() -> None:
     assert system.head is not None
     large, small = torch.randn(2, 4, 6, 6), torch.randn(2, 6, 3, 3)
     pooled = large.unflatten(2, (3, 2)).unflatten(4, (3, 2)).mean((3, 5))
-    torch.testing.assert_close(system.head(large, small), system.head(pooled, small))
+    torch.testing.assert_close(system.head([large, small]), system.head([pooled, small]))
 
 
 @pytest.mark.parametrize(
     ("fields", "stages", "message"),
     [
-        ({}, [(4, 3, 3)] * 3, "fuses two networks, got 3; set peers.count to 1"),
-        ({"fusion": "add"}, [(4, 3, 3), (6, 3, 3)], "maps of equal width, got 4 and 6; use pointwise"),
+        ({"fusion": "add"}, [(4, 3, 3), (6, 3, 3)], "maps of equal width, got 4, 6; use pointwise"),
     ],
 )
 def test_what_cannot_be_fused_is_refused(
