@@ -94,7 +94,7 @@ def test_every_loss_trains_and_is_logged_by_name(tmp_path: Path, names: list[str
         assert row["loss"] == pytest.approx(sum(row["terms"].values()))
         assert all(math.isfinite(value) for value in row["terms"].values())
     module = core(tmp_path).advance(order(recipe(optim={"lr": 0.01}), to=2, total=2, seed=0))
-    assert module.history[0]["terms"]["ce"] != report.history[0]["terms"]["ce"], "the loss does not reach the student"
+    assert module.history[1]["terms"]["ce"] != report.history[1]["terms"]["ce"], "the loss does not reach the student"
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
