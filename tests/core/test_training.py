@@ -227,6 +227,14 @@ def test_distillation_needs_a_teacher(tmp_path: Path) -> None:
     assert its_core.advance(order(recipe())).epoch == 1
 
 
+def test_losses_that_do_not_listen_need_no_teacher(tmp_path: Path) -> None:
+    of = recipe(terms=tuple(ALONE[name] for name, objective in OBJECTIVES.items() if not objective.listens))
+    history = TrainingCore(images(), None, tmp_path, Setting()).advance(order(of, to=3)).history
+    assert {"tfkd_reg", "byot.ce", "byot.response", "byot.hint", "past"} <= history[0]["terms"].keys()
+    assert all(math.isfinite(value) for row in history for value in row["terms"].values())
+    assert [row["terms"]["past"] > 0 for row in history] == [False, False, True]  # after half of the epochs
+
+
 def test_the_threads_of_the_process_are_put_back(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)

@@ -104,7 +104,7 @@ def test_negatives_are_of_other_classes_and_all_of_them_equally_often() -> None:
     objective = crd(student, student, negatives=3000)
     batch = views([0, 1, 3, 11], [0] * 4, [0, 1, 2, 3])
     for sample, negatives in zip(batch.index.tolist(), objective._drawn(batch, FakeAsk()), strict=True):
-        others = (CLASSES != CLASSES[sample]).nonzero().flatten()
+        others = (CLASSES[sample] != CLASSES).nonzero().flatten()
         counts = torch.bincount(negatives, minlength=len(CLASSES))
         assert torch.equal(counts.nonzero().flatten(), others)
         assert counts[others].float().numpy() == pytest.approx(3000 / len(others), rel=0.2)
