@@ -27,6 +27,7 @@ class Stream(IntEnum):
     FLIP = 4
     FIRE = 5  # does an operation of the JDA chain fire; followed by its position
     SIGN = 6  # and in which direction
+    NEGATIVE = 7  # samples of other classes that a row is contrasted with
 
 
 def uniform(seed: int | Tensor, *counters: Tensor | int) -> Tensor:

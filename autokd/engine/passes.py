@@ -23,7 +23,11 @@ class Passes:
 
 Given = Mapping[str, Value]  # fields of a term or system; those left out are at their defaults
 
-PASSES: dict[str, Callable[[Given], Passes]] = {}  # by objective
+PASSES: dict[str, Callable[[Given], Passes]] = {  # by objective
+    "tfkd_reg": lambda given: Passes(listens=False),
+    "byot": lambda given: Passes(listens=False),  # its heads, about a quarter of a small student, are not counted
+    "past": lambda given: Passes(frozen=1.0, listens=False),
+}
 OF_SYSTEMS: dict[str, Callable[[Given], Passes]] = {  # by system of peers; `teacher` and `listens` mean nothing there
     "ckd_mkt": lambda given: Passes(frozen=1.0 if given.get("first", 0.25) else 0.0),  # every network's earlier self
 }

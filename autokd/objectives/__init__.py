@@ -1,4 +1,4 @@
-"""Distillation losses, grouped by what they compare: logits, features, relations, fused features.
+"""Distillation losses, grouped by what they compare: logits, features, relations, fused features, a network with itself, one with many.
 
 A new loss is a class in one of the files (or a new one), a line in `OBJECTIVES` and a heading in docs/methods.md. A
 user's own loss needs none of that: a recipe names it as "module:attribute".
@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 
 from autokd.errors import RecipeError, nearest
-from autokd.objectives import features, logits, relations, review
+from autokd.objectives import contrastive, features, logits, own, relations, review
 from autokd.protocols import Objective
 from autokd.recipe import Rule
 
@@ -29,6 +29,10 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "sp": relations.SP,  # Tung, Mori 2019
     "pkt": relations.PKT,  # Passalis, Tefas 2018
     "triplet": relations.Triplet,  # Oki 2020
+    "tfkd_reg": own.TfKDReg,  # Yuan 2020
+    "byot": own.BYOT,  # Zhang 2019
+    "past": own.Past,  # Furlanello 2018, Yuan 2020
+    "crd": contrastive.CRD,  # Tian 2020
 }
 
 

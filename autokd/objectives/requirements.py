@@ -18,6 +18,15 @@ def require_stages(name: str, student: Shapes, teacher: Shapes) -> None:
             )
 
 
+def require_two_stages(name: str, student: Shapes) -> None:
+    """Raise RecipeError unless the student has a stage before its last one."""
+    if len(student.stages) < 2:
+        raise RecipeError(
+            f"objective '{name}' needs stages before the last, the student has {len(student.stages)} stages; "
+            "use a convolutional network of two or more, or tfkd_reg or past"
+        )
+
+
 def require_positions(name: str, sizes: list[tuple[int, int]]) -> None:
     """Raise RecipeError unless one of these (height, width), at which stages are compared, has two positions."""
     if max(map(math.prod, sizes)) < 2:

@@ -37,6 +37,7 @@ CASES: dict[str, dict[str, Any]] = {
     "a peer": {"terms": (KD,), "peers": {"count": 1, "temperature": 2.0}},
     "no teacher": {"terms": ()},
     "many objectives": {"terms": MANY},
+    "taught by itself": {"terms": tuple({"objective": name, "weight": 0.5} for name in ("byot", "past", "tfkd_reg"))},
     "decoupled": {"terms": ({"objective": "dkd", "weight": 0.5},)},
     "plain rows": {"terms": (KD,), "augment": {"policy": "none"}},
 }

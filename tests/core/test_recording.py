@@ -12,8 +12,11 @@ from steps import batch_of
 from tiny import network
 from torch import Tensor, nn
 
+from autokd.augment.counters import uniform
 from autokd.core.recording import Twin, Watch, kept, mapped, shape_of, tensors_of
+from autokd.core.step import parts_of
 from autokd.objectives import OBJECTIVES
+from autokd.protocols import Samples
 from autokd.students.tap import Tap
 
 Point = namedtuple("Point", "x y")
@@ -169,16 +172,25 @@ def test_kept_shows_what_was_replaced(change: Callable[[Any], Any]) -> None:
     assert kept([outer]) != before
 
 
+class FakeAsk:
+    """What objectives that ask are answered."""
+
+    def uniform(self, *counters: Tensor | int) -> Tensor:
+        return uniform(0, 0, *counters)
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_registered_objective_can_be_replayed(name: str) -> None:
     """Nothing is read on the host, nothing kept beside buffers."""
     batch, objective = batch_of(), OBJECTIVES[name]()
     student, teacher = (Tap(network(width=width).train(), batch.x) for width in (4, 8))
+    objective.know(Samples(batch.y))
     objective.build(student.shapes, teacher.shapes)
+    objective.adopt(student.module)
     taught = teacher(batch.x).detach()
     before = kept([objective])
     with Watch("cpu") as watch:
-        sum(objective(student(batch.x), taught, batch).values()).backward()
+        sum(parts_of(objective, student(batch.x), taught, batch, None, FakeAsk()).values()).backward()
     assert watch.found == "" and kept([objective]) == before
 
 

@@ -21,6 +21,10 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "no momentum": lambda: recipe(optim={"momentum": 0.0}),
     "adamw": lambda: recipe("mobilenet", terms=(KD,), optim={"name": "adamw", "lr": 0.003}),
     "adaptors and peers": lambda: recipe("plain", terms=(ALONE["fitnet"], ALONE["rkd"]), peers={"count": 2}),
+    "own": lambda: recipe(
+        terms=(ALONE["byot"], {**ALONE["past"], "after": 0.3}, ALONE["tfkd_reg"]), peers={"count": 1}
+    ),
+    "remembering": lambda: recipe(terms=(ALONE["crd"],), augment={"policy": "jda"}),
     "augmented": lambda: recipe(terms=(KD,), augment={"policy": "jda", "ccd": True}),
     "dropout": lambda: own("well", terms=({**KD, "schedule": "linear", "share": 0.5},)),
 }

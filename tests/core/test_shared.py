@@ -141,7 +141,9 @@ def test_rows_of_float_are_picked_too(tmp_path: Path) -> None:
 # ---- trials of one structure
 
 
-@pytest.mark.parametrize("how", ["kd", "kd, adamw", "whole views", "a peer", "many objectives", "no teacher"])
+@pytest.mark.parametrize(
+    "how", ["kd", "kd, adamw", "whole views", "a peer", "many objectives", "taught by itself", "no teacher"]
+)
 def test_trials_that_share_a_recording_end_where_they_end_alone(tmp_path: Path, how: str) -> None:
     both, capture = two_trials(how), Counting()
     its_core = recorded(tmp_path / "ours", capture, tape=tmp_path / "tape")

@@ -94,7 +94,7 @@ def test_every_loss_trains_and_is_logged_by_name(tmp_path: Path, names: list[str
         assert row["loss"] == pytest.approx(sum(row["terms"].values()))
         assert all(math.isfinite(value) for value in row["terms"].values())
     module = core(tmp_path).advance(order(recipe(optim={"lr": 0.01}), to=2, total=2, seed=0))
-    assert module.history[0]["terms"]["ce"] != report.history[0]["terms"]["ce"], "the loss does not reach the student"
+    assert module.history[1]["terms"]["ce"] != report.history[1]["terms"]["ce"], "the loss does not reach the student"
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
@@ -225,6 +225,14 @@ def test_distillation_needs_a_teacher(tmp_path: Path) -> None:
     with pytest.raises(TrialFailure, match="needs a teacher"):
         its_core.advance(order(recipe(terms=(KD,))))
     assert its_core.advance(order(recipe())).epoch == 1
+
+
+def test_losses_that_do_not_listen_need_no_teacher(tmp_path: Path) -> None:
+    of = recipe(terms=tuple(ALONE[name] for name, objective in OBJECTIVES.items() if not objective.listens))
+    history = TrainingCore(images(), None, tmp_path, Setting()).advance(order(of, to=3)).history
+    assert {"tfkd_reg", "byot.ce", "byot.response", "byot.hint", "past"} <= history[0]["terms"].keys()
+    assert all(math.isfinite(value) for row in history for value in row["terms"].values())
+    assert [row["terms"]["past"] > 0 for row in history] == [False, False, True]  # after half of the epochs
 
 
 def test_the_threads_of_the_process_are_put_back(tmp_path: Path) -> None:

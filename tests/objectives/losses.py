@@ -1,4 +1,4 @@
-"""Outputs to compare, and objectives built for them.
+"""Outputs to compare, objectives built for them, and who answers those that ask.
 
 Closed inputs, row i, column j from 0: student logits 2 sin(1.3i + .7j), teacher logits 3 cos(.9i − .4j + .2).
 """
@@ -6,10 +6,11 @@ Closed inputs, row i, column j from 0: student logits 2 sin(1.3i + .7j), teacher
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from autokd.augment.counters import uniform
 from autokd.objectives import OBJECTIVES
-from autokd.protocols import Batch, Objective, Outputs, Shapes
+from autokd.protocols import Batch, Objective, Outputs, Samples, Shapes
 
 torch.set_num_threads(1)
 
@@ -29,12 +30,19 @@ def reference() -> tuple[Outputs, Outputs, Batch]:
         torch.cos(0.8 * i - 0.6 * j),
         (torch.cos(0.7 * b - 0.4 * c[:, :5] + 0.6 * h + 0.1 * w),),
     )
-    return student, teacher, batch_of([1, 0, 4, 2])
+    return student, teacher, batch_of([1, 0, 4, 2], torch.float64)
 
 
-def batch_of(labels: list[int]) -> Batch:
+def batch_of(labels: list[int], dtype: torch.dtype = torch.float32) -> Batch:
+    """Rows (N, 1) of the first N samples."""
     rows = torch.arange(len(labels))
-    return Batch(torch.zeros(len(labels), 1), torch.tensor(labels), rows, torch.zeros_like(rows), rows)
+    return Batch((rows + 1).sin().to(dtype)[:, None], torch.tensor(labels), rows, torch.zeros_like(rows), rows)
+
+
+def permuted(batch: Batch, order: Tensor) -> Batch:
+    """The same rows in another order."""
+    x, y, index, view = (each[order] for each in (batch.x, batch.y, batch.index, batch.view))
+    return Batch(x, y, index, view, order.argsort()[batch.parent[order]])
 
 
 def random_outputs(seed: int, n: int = 6, classes: int = 5, width: int = 7, scale: float = 1.0) -> Outputs:
@@ -47,6 +55,11 @@ def random_outputs(seed: int, n: int = 6, classes: int = 5, width: int = 7, scal
     return Outputs(draw(n, classes), draw(n, width), (draw(n, 4, 6, 6), draw(n, width, 3, 3), draw(n, width, 1, 1)))
 
 
+def precise_outputs(seed: int) -> Outputs:
+    """The same in float64."""
+    return random_outputs(seed).map(Tensor.double)
+
+
 def shapes(outputs: Outputs) -> Shapes:
     assert outputs.embedding is not None
     return Shapes(
@@ -55,10 +68,32 @@ def shapes(outputs: Outputs) -> Shapes:
 
 
 def built(name: str, student: Outputs, teacher: Outputs, **fields: float | str) -> Objective:
+    """At the end of a training that began with 200 samples of five classes and an untrained linear network of rows (N, 1)."""
     torch.manual_seed(0)
     objective = OBJECTIVES[name](**fields)
+    objective.know(Samples(torch.arange(200) % 5))
     objective.build(shapes(student), shapes(teacher))
-    return objective.to(student.logits.dtype)
+    network = nn.Linear(1, student.logits.shape[1])
+    objective.adopt(network)
+    objective = objective.to(student.logits.dtype)
+    objective.begin_epoch(network, 1.0)
+    return objective
+
+
+class FakeAsk:
+    """What objectives that ask are answered."""
+
+    def uniform(self, *counters: Tensor | int) -> Tensor:
+        return uniform(0, 0, *counters)
+
+
+def said(
+    objective: Objective, student: Outputs, teacher: Outputs, batch: Batch, row_weight: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Its terms; one that asks is answered."""
+    asked = (FakeAsk(),) if objective.asks else ()
+    terms: dict[str, Tensor] = objective(student, teacher, batch, row_weight, *asked)
+    return terms
 
 
 def with_gradient(outputs: Outputs) -> tuple[Outputs, list[Tensor]]:

@@ -1,0 +1,167 @@
+"""Losses that need no teacher: the label or the network itself, its last stage or its own past, is one (tfkd_reg, byot, past).
+
+N rows, C classes, T temperature, z logits, p = softmax(z/T). What the network is compared with is detached here, since nobody else can.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from itertools import chain
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from autokd.objectives.heads import StageHead
+from autokd.objectives.logits import TEMPERATURE, kl_rows
+from autokd.objectives.requirements import require_two_stages
+from autokd.protocols import Batch, Objective, Outputs, Shapes
+from autokd.recipe import Rule
+from autokd.students.tap import logits_of
+
+
+class TfKDReg(Objective):
+    """mean over rows of KL(u ‖ softmax(z)), u = softmax(v/tau): a virtual teacher. Yuan et al., CVPR 2020 (arXiv:1909.11723).
+
+    v is `accuracy` at the label and (1 − accuracy)/(C − 1) elsewhere. As in the authors' code the softmax is taken of these
+    *probabilities* over tau, so that u is nearly uniform, the student has no temperature, and there is no T². Their code divides by C
+    as well ("elements") and multiplies by 100.
+    """
+
+    fields: ClassVar[Mapping[str, Rule]] = {
+        "tau": Rule("float", 20.0, 0.05, 100.0, about="temperature of the virtual teacher alone"),
+        "accuracy": Rule("float", 0.99, 0.1, 1.0, about="the virtual teacher's probability of the label"),
+        "reduction": Rule(
+            "choice", "rows", choices=("rows", "elements"), about="mean over N, or over N·C as the source"
+        ),
+    }
+    dials: ClassVar[frozenset[str]] = frozenset({"tau", "accuracy"})
+    default_weight: ClassVar[float] = 0.1  # the source's .1·100 of a mean over elements, at its 100 classes
+    weight_range: ClassVar[tuple[float, float]] = (0.01, 10.0)
+    divergence: ClassVar[bool] = False
+    listens: ClassVar[bool] = False
+
+    def __init__(self, *, tau: float = 20.0, accuracy: float = 0.99, reduction: str = "rows") -> None:
+        super().__init__()
+        self.tau, self.accuracy, self.reduction = tau, accuracy, reduction
+
+    def forward(
+        self, student: Outputs, teacher: Outputs, batch: Batch, row_weight: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        virtual = self._virtual(student.logits, batch.y)
+        loss = kl_rows(student.logits, virtual, 1.0).mean()
+        return {"tfkd_reg": loss if self.reduction == "rows" else loss / student.logits.shape[1]}
+
+    def _virtual(self, logits: Tensor, y: Tensor) -> Tensor:
+        """v/tau, (N, C)."""
+        classes = logits.shape[1]
+        right = (torch.arange(classes, device=logits.device) == y[:, None]).to(logits.dtype)
+        return (right * self.accuracy + (1 - right) * (1 - self.accuracy) / (classes - 1)) / self.tau
+
+
+class BYOT(Objective):
+    """Σ_l [(1 − alpha)·⟨CE(z_l)⟩ + alpha·T²·⟨KL(p_S ‖ p_l)⟩ + beta·mean (f_l − f_S)²]. Zhang et al., ICCV 2019 (arXiv:1905.08094).
+
+    l runs over all stages but the last. z_l is what a head on it says (`StageHead`: depthwise separable convolutions, pooling, a linear layer;
+    the source has bottlenecks on residual networks), f_l its pooled feature; z_S are the network's own logits and f_S its last
+    stage, pooled, both constants here. The cross-entropy of z_S is the recipe's. Named "ce", "response" and "hint".
+    """
+
+    fields: ClassVar[Mapping[str, Rule]] = {
+        "alpha": Rule("float", 0.1, 0.0, 1.0, about="share of the network's own logits in what heads learn from"),
+        "beta": Rule("float", 0.05, 0.0, 10.0, about="weight of the pooled features"),
+        "temperature": Rule("float", 3.0, 0.5, 50.0, about=TEMPERATURE),
+    }
+    needs: ClassVar[frozenset[str]] = frozenset({"stages", "logits"})
+    dials: ClassVar[frozenset[str]] = frozenset({"alpha", "beta", "temperature"})
+    divergence: ClassVar[bool] = False
+    listens: ClassVar[bool] = False
+
+    def __init__(self, *, alpha: float = 0.1, beta: float = 0.05, temperature: float = 3.0) -> None:
+        super().__init__()
+        self.alpha, self.beta, self.temperature = alpha, beta, temperature
+
+    def build(self, student: Shapes, teacher: Shapes) -> None:
+        """Draw a head for each stage but the last."""
+        require_two_stages("byot", student)
+        *stages, last = (stage[0] for stage in student.stages)
+        self.heads = nn.ModuleList(
+            StageHead(channels, len(stages) - number, student.classes, width=last)
+            for number, channels in enumerate(stages)
+        )
+
+    def forward(
+        self, student: Outputs, teacher: Outputs, batch: Batch, row_weight: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        deepest, final = student.logits.detach(), student.stages[-1].detach().mean((2, 3))
+        ce = response = hint = deepest.new_zeros(())
+        heads = [head for head in self.heads if isinstance(head, StageHead)]
+        for head, stage in zip(heads, student.stages[:-1], strict=True):
+            feature = head.pooled(stage)
+            logits = head.linear(feature)
+            ce = ce + functional.cross_entropy(logits, batch.y)
+            response = response + kl_rows(logits, deepest, self.temperature).mean()
+            hint = hint + (feature - final).square().mean()
+        return {
+            "ce": (1 - self.alpha) * ce,
+            "response": self.alpha * self.temperature**2 * response,
+            "hint": self.beta * hint,
+        }
+
+
+class Past(Objective):
+    """T²·⟨KL(p_past ‖ p)⟩ from `after` on, 0 before: the past is this network as it was then, in eval mode.
+
+    After Born-Again Networks (Furlanello et al., ICML 2018, arXiv:1805.04770) and Tf-KD_self (Yuan et al., CVPR 2020, arXiv:1909.11723),
+    which train a whole network first and then another one by it; here one training holds both.
+    """
+
+    fields: ClassVar[Mapping[str, Rule]] = {
+        "temperature": Rule("float", 4.0, 0.5, 50.0, about=TEMPERATURE),
+        "after": Rule("float", 0.5, 0.1, 0.95, about="share of the epochs after which the network is copied"),
+    }
+    dials: ClassVar[frozenset[str]] = frozenset({"temperature", "after"})
+    divergence: ClassVar[bool] = False  # in eval mode the same weights say something else
+    listens: ClassVar[bool] = False
+    on: Tensor
+
+    def __init__(self, *, temperature: float = 4.0, after: float = 0.5) -> None:
+        super().__init__()
+        self.temperature, self.after = temperature, after
+        self.register_buffer("on", torch.zeros(()))  # 1 once the copy is taken
+
+    def adopt(self, network: nn.Module) -> None:
+        """Make room for the copy: a part of this loss, and of checkpoints."""
+        self.earlier = copy.deepcopy(network).eval().requires_grad_(False)
+        for part in self.earlier.modules():
+            part._forward_hooks.clear()  # they came along, and catch what the network itself puts out
+
+    def begin_epoch(self, network: nn.Module, progress: float) -> None:
+        """Take the copy, at the first epoch that begins at `after` or later."""
+        if progress < self.after:
+            return
+        with torch.no_grad():  # and without asking the device whether it was taken before
+            for kept, now in zip(_tensors(self.earlier), _tensors(network), strict=True):
+                kept.copy_(torch.where(self.on > 0, kept, now))
+            self.on.fill_(1)
+
+    def train(self, mode: bool = True) -> Self:
+        """The copy stays in eval mode."""
+        super().train(mode)
+        for part in self.children():
+            part.eval()
+        return self
+
+    def forward(
+        self, student: Outputs, teacher: Outputs, batch: Batch, row_weight: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        with torch.no_grad():
+            earlier = logits_of(self.earlier(batch.x)).to(student.logits.dtype)
+        loss = kl_rows(student.logits, earlier, self.temperature).mean()
+        return {"past": self.on * self.temperature**2 * loss}
+
+
+def _tensors(network: nn.Module) -> chain[Tensor]:
+    return chain(network.parameters(), network.buffers())
