@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from autokd.augment.counters import uniform
@@ -34,6 +35,12 @@ class Asking:
     def __init__(self, run: Run, network: int, beside: Beside) -> None:
         self._run = weakref.proxy(run)  # which holds this: a circle would keep its memory until it is found
         self._network, self._beside = network, beside
+        self._seed, self._epoch = torch.zeros(2, dtype=torch.int64, device=run.setting.device).unbind()
+
+    def begin_epoch(self) -> None:
+        """Numbers of another epoch: on the device, where a recorded step reads them anew."""
+        self._seed.fill_(self._run.seed)
+        self._epoch.fill_(self._run.epoch)
 
     def student(self, x: Tensor) -> Outputs:
         with self._run.setting.autocast():
@@ -49,10 +56,10 @@ class Asking:
         run, data = self._run, self._beside.rows.data
         x, _ = next(iter(self._beside.rows.fetch([index])))
         augment = run.recipe.augment
-        return make_view(x, index, 0, augment, run.seed, run.epoch, data.pad, data.flip, data.value_range).x
+        return make_view(x, index, 0, augment, self._seed, self._epoch, data.pad, data.flip, data.value_range).x
 
     def uniform(self, *counters: Tensor | int) -> Tensor:
-        return uniform(self._run.seed, self._run.epoch, *counters)
+        return uniform(self._seed, self._epoch, *counters)
 
     @property
     def _teacher(self) -> LiveTeacher:

@@ -23,7 +23,7 @@ from autokd.data import Data
 from autokd.errors import RecipeError
 from autokd.objectives import resolve as resolve_objective
 from autokd.peers import system_of
-from autokd.protocols import Ask, Batch, Objective, Outputs, Samples, Shapes, Task, seed_everything
+from autokd.protocols import Batch, Objective, Outputs, Samples, Shapes, Task, seed_everything
 from autokd.recipe import Recipe
 from autokd.students import resolve as resolve_family
 from autokd.students.norm import fuse_norms
@@ -85,6 +85,7 @@ class Run:
         )
         self.parts = nn.ModuleList([*modules, *self.objectives, *filter(None, (self.system, scales))])
         self.optimiser = self._optimiser()
+        self._asking = self._asks()
         self.step = Step(
             recipe,
             task,
@@ -94,7 +95,7 @@ class Run:
             setting,
             self.dials,
             self.system,
-            self._asks(),
+            self._asking,
             scales,
         )
         self.captured = None if shared else captured(self.step, self.parts, setting)
@@ -131,6 +132,8 @@ class Run:
         `progress` in [0, 1] is where in the whole training it begins.
         """
         self.parts.train()
+        for asking in self._asking:
+            asking.begin_epoch()
         for network, tap in enumerate(self.taps):
             for objective in self._built(network):
                 objective.begin_epoch(tap.module, progress)
@@ -146,6 +149,8 @@ class Run:
         if self.step.scales is None:
             return
         self.parts.train()
+        for asking in self._asking:
+            asking.begin_epoch()
         before = [buffer.clone() for buffer in self.parts.buffers()]
         self.step.measure_terms(batches)
         with torch.no_grad():
@@ -236,8 +241,8 @@ class Run:
         """The losses of one network; nn.ModuleList tells only that they are modules."""
         return [objective for objective in self.objectives[network] if isinstance(objective, Objective)]
 
-    def _asks(self) -> list[Ask | None]:
-        """What each network's objectives may ask. Raises RecipeError if there is nobody to answer."""
+    def _asks(self) -> list[Asking]:
+        """What each network's objectives may ask; none if nobody could answer. Raises RecipeError if one of them asks then."""
         asking = [term.objective for term, each in zip(self.recipe.terms, self._built(0), strict=True) if each.asks]
         if asking and self._beside is None:
             raise RecipeError(

@@ -37,9 +37,10 @@ class TermScales(nn.Module):
         self.register_buffer("units", torch.ones(networks, terms))
 
     def fit(self, found: Sequence[Sequence[Sequence[Tensor]]]) -> None:
-        """To the medians over batches of [batch][network][term], at least 0.001."""
+        """To the medians over batches of [batch][network][term]; 1 for those that say nothing yet."""
         each = torch.stack([torch.stack([torch.stack(list(terms)) for terms in networks]) for networks in found])
-        self.units.copy_(each.median(0).values.abs().clamp_min(LEAST_UNIT))
+        units = each.median(0).values.abs()
+        self.units.copy_(torch.where(units < LEAST_UNIT, 1.0, units))
 
 
 class Step:
