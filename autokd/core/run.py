@@ -97,7 +97,8 @@ class Run:
             self._asks(),
             scales,
         )
-        self.captured = None if shared else captured(self.step, self.parts, setting)
+        # what is asked for depends on the epoch, which a recorded step would keep for ever
+        self.captured = None if shared or self.asks else captured(self.step, self.parts, setting)
 
     @property
     def student(self) -> nn.Module:

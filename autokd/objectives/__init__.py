@@ -1,4 +1,4 @@
-"""Distillation losses, grouped by what they compare: logits, features, relations, fused features.
+"""Distillation losses, grouped by what they compare: logits, features, relations, fused features, or by the rows they ask for.
 
 A new loss is a class in one of the files (or a new one), a line in `OBJECTIVES` and a heading in docs/methods.md. A
 user's own loss needs none of that: a recipe names it as "module:attribute".
@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 
 from autokd.errors import RecipeError, nearest
-from autokd.objectives import features, logits, relations, review
+from autokd.objectives import boundary, features, logits, metric, mixed, relations, review
 from autokd.protocols import Objective
 from autokd.recipe import Rule
 
@@ -28,7 +28,10 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "reviewkd": review.ReviewKD,  # Chen 2021
     "sp": relations.SP,  # Tung, Mori 2019
     "pkt": relations.PKT,  # Passalis, Tefas 2018
-    "triplet": relations.Triplet,  # Oki 2020
+    "triplet": metric.Triplet,  # Oki 2020
+    "triplet_embedding": metric.TripletEmbedding,
+    "msst": mixed.MSST,  # Zhao 2022
+    "amkd": boundary.AMKD,  # ICCIP 2020, on Heo 2019
 }
 
 

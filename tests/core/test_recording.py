@@ -169,7 +169,7 @@ def test_kept_shows_what_was_replaced(change: Callable[[Any], Any]) -> None:
     assert kept([outer]) != before
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", [name for name, each in OBJECTIVES.items() if not each.asks])  # those are not recorded
 def test_every_registered_objective_can_be_replayed(name: str) -> None:
     """Nothing is read on the host, nothing kept beside buffers."""
     batch, objective = batch_of(), OBJECTIVES[name]()
