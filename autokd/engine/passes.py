@@ -33,8 +33,8 @@ def _of_triplet(given: Given) -> Passes:
 
 def _of_amkd(given: Given) -> Passes:
     """Rows at the boundary, driven there in steps of a forward and a backward pass."""
-    share, steps = float(given.get("share", 0.25)), int(given.get("steps", 10))
-    return Passes(student=share, teacher=share * (3 * steps + 1))
+    portion, steps = float(given.get("portion", 0.25)), int(given.get("steps", 10))
+    return Passes(student=portion, teacher=portion * (3 * steps + 1))
 
 
 PASSES: dict[str, Callable[[Given], Passes]] = {  # by objective

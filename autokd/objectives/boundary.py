@@ -81,7 +81,7 @@ class AMKD(Objective):
 
     "boundary": cross-entropy of the student to the teacher on x̂, times T² unless `t2` is off; its gradient is the KL's. "triplet":
     a = z_s(x̂), p = z_t(x̂) (or z_s(x), x the row before it was driven), q = z_s of a row of the batch of class k, d(u, v) = ‖u − v + 1e-6‖₂; a
-    row without one is left out. Means over the driven rows; without any the loss is 0. x̂ is `boundary_rows` of the `share` of rows that
+    row without one is left out. Means over the driven rows; without any the loss is 0. x̂ is `boundary_rows` of the `portion` of rows that
     `base_rows` chooses, each towards a class k drawn by `target_classes`.
 
     The boundary samples, with mu = 0 and t2 = False, are those of Heo et al., AAAI 2019 (level A, the authors' code was read); there beta is
@@ -93,15 +93,19 @@ class AMKD(Objective):
     """
 
     fields: ClassVar[Mapping[str, Rule]] = {
-        "eta": Rule("float", 0.075, 0.0, 10.0, about="length of a step per unit of the gap in logits, in the data's own units"),
+        "eta": Rule(
+            "float", 0.075, 0.0, 10.0, about="length of a step per unit of the gap in logits, in the data's own units"
+        ),
         "steps": Rule("int", 10, 1, 50, about="of the attack, each a forward and a backward pass of the teacher"),
-        "share": Rule("choice", 0.25, choices=(0.125, 0.25, 0.5), about="of the rows that are driven, at most"),
+        "portion": Rule("choice", 0.25, choices=(0.125, 0.25, 0.5), about="of the rows that are driven, at most"),
         "temperature": Rule("float", 3.0, 0.5, 50.0, about=TEMPERATURE),
         "t2": Rule("choice", True, choices=(True, False), about="whether the boundary part is multiplied by T²"),
         "beta": Rule("float", 2.0, 0.0, 32.0, about="weight of the boundary part"),
         "mu": Rule("float", 1.0, 0.0, 32.0, about="weight of the triplets"),
         "margin": MARGIN,
-        "positive": Rule("choice", "teacher", choices=("teacher", "student"), about="z_t of the driven row, or z_s before"),
+        "positive": Rule(
+            "choice", "teacher", choices=("teacher", "student"), about="z_t of the driven row, or z_s before"
+        ),
     }
     dials: ClassVar[frozenset[str]] = frozenset({"eta", "temperature", "beta", "mu", "margin"})
     divergence: ClassVar[bool] = False  # a cross-entropy, and margins
@@ -112,7 +116,7 @@ class AMKD(Objective):
         *,
         eta: float = 0.075,
         steps: int = 10,
-        share: float = 0.25,
+        portion: float = 0.25,
         temperature: float = 3.0,
         t2: bool = True,
         beta: float = 2.0,
@@ -121,7 +125,7 @@ class AMKD(Objective):
         positive: str = "teacher",
     ) -> None:
         super().__init__()
-        self.eta, self.steps, self.share, self.temperature, self.t2 = eta, steps, share, temperature, t2
+        self.eta, self.steps, self.portion, self.temperature, self.t2 = eta, steps, portion, temperature, t2
         self.beta, self.mu, self.margin, self.positive = beta, mu, margin, positive
         self.low, self.high = 0.0, 1.0
 
@@ -137,7 +141,7 @@ class AMKD(Objective):
         row_weight: Tensor | None = None,
         ask: Ask | None = None,
     ) -> dict[str, Tensor]:
-        asked, most = require_ask("amkd", ask), max(1, int(self.share * len(batch.y)))
+        asked, most = require_ask("amkd", ask), max(1, int(self.portion * len(batch.y)))
         with torch.no_grad():
             rows, fit = base_rows(student.logits, teacher.logits, batch.y, most)
             k = target_classes(teacher.logits, batch.y, asked.uniform(Stream.TARGET, batch.index, batch.view))[rows]

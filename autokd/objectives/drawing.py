@@ -23,7 +23,9 @@ class ByClass(nn.Module):
         super().__init__()
         count = torch.bincount(y)
         if int((count > 0).sum()) < 2:
-            raise RecipeError(f"samples of other classes need 2 classes or more, got 1 in {len(y)} rows; use other data")
+            raise RecipeError(
+                f"samples of other classes need 2 classes or more, got 1 in {len(y)} rows; use other data"
+            )
         self.register_buffer("order", torch.argsort(y, stable=True), persistent=False)
         self.register_buffer("first", count.cumsum(0) - count, persistent=False)
         self.register_buffer("count", count, persistent=False)

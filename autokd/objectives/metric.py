@@ -30,7 +30,9 @@ NEGATIVES = Rule(
     choices=("dataset", "random", "semi-hard", "hardest", "all"),
     about="rows of other classes: one of all training samples, or in the batch one, the nearest beyond the own, the nearest, or the mean over all",
 )
-FORM = Rule("choice", "triplet", choices=("triplet", "pair"), about="the distances against each other, or each for itself")
+FORM = Rule(
+    "choice", "triplet", choices=("triplet", "pair"), about="the distances against each other, or each for itself"
+)
 SPACE = Rule("choice", "logits", choices=("logits", "probabilities"), about="what is compared")
 METRIC = Rule("choice", "l2", choices=("l2", "squared", "cosine"), about="the distance")
 ANCHOR = Rule("choice", "teacher", choices=("teacher", "student"), about="whose row is compared with the negatives")

@@ -34,7 +34,7 @@ def beta_quantile(u: Tensor, a: Number, b: Number) -> Tensor:
 
     One number each, and no loop that ends when it may: the density is integrated from either end to ½ by trapezia and inverted.
     """
-    one, other = (each if isinstance(each, Tensor) else torch.full((), each, device=u.device) for each in (a, b))
+    one, other = (torch.as_tensor(each, dtype=u.dtype, device=u.device) for each in (a, b))
     left, right = _below_half(one, other), _below_half(other, one)
     below = u * (left[-1] + right[-1])
     low = _inverse(left, below) ** (1 / one.clamp_max(1)) / 2
@@ -115,18 +115,22 @@ class MSST(Objective):
     Reconstruction, level C: the abstract has the mixed images and the teacher's distribution on them; the weights, and that the incorrect
     classes are isolated, are ours. λ ~ Beta(alpha, alpha), one per batch; "cutmix" puts a box of x_π into x instead, λ its complement's area;
     "mixup3" mixes three images, λ ~ Dirichlet(alpha, alpha, alpha). π goes once around the base rows in a random order. Base rows (view 0)
-    alone are mixed and counted; one is mixed with probability `share`, else it stays what it is (λ = 1), so that shapes do not change.
+    alone are mixed and counted; one is mixed with probability `portion`, else it stays what it is (λ = 1), so that shapes do not change.
     """
 
     fields: ClassVar[Mapping[str, Rule]] = {
-        "alpha": Rule("float", 1.0, 0.05, 8.0, about="of the beta distribution of λ: small leaves images nearly as they are"),
-        "rho": Rule("float", 0.9, 0.0, 1.0, about="share of the teacher's distribution; the rest is that of the mixed labels"),
+        "alpha": Rule(
+            "float", 1.0, 0.05, 8.0, about="of the beta distribution of λ: small leaves images nearly as they are"
+        ),
+        "rho": Rule(
+            "float", 0.9, 0.0, 1.0, about="share of the teacher's distribution; the rest is that of the mixed labels"
+        ),
         "eta": Rule("float", 0.0, 0.0, 8.0, about="weight of the classes outside the mixed labels"),
         "temperature": Rule("float", 4.0, 0.5, 50.0, about=TEMPERATURE),
         "mixer": Rule("choice", "mixup", choices=tuple(IMAGES), about="how images become one"),
-        "share": Rule("float", 1.0, 0.0, 1.0, about="of the rows that are mixed"),
+        "portion": Rule("float", 1.0, 0.0, 1.0, about="of the rows that are mixed"),
     }
-    dials: ClassVar[frozenset[str]] = frozenset({"alpha", "rho", "eta", "temperature", "share"})
+    dials: ClassVar[frozenset[str]] = frozenset({"alpha", "rho", "eta", "temperature", "portion"})
     divergence: ClassVar[bool] = False  # half of it is a cross-entropy
     listens: ClassVar[bool] = False  # it hears the teacher on mixed rows alone
     asks: ClassVar[bool] = True
@@ -139,11 +143,11 @@ class MSST(Objective):
         eta: float = 0.0,
         temperature: float = 4.0,
         mixer: str = "mixup",
-        share: float = 1.0,
+        portion: float = 1.0,
     ) -> None:
         super().__init__()
         self.alpha, self.rho, self.eta, self.temperature = alpha, rho, eta, temperature
-        self.mixer, self.share = mixer, share
+        self.mixer, self.portion = mixer, portion
         self.isolates = eta > 0  # decided here: eta itself may come to lie on the device
 
     def build(self, student: Shapes, teacher: Shapes) -> None:
@@ -182,7 +186,7 @@ class MSST(Objective):
         base = batch.view == 0
         partner = successors(ask.uniform(Stream.PARTNER, batch.index), base)
         rows = [torch.arange(len(base), device=base.device), partner, partner[partner]][: IMAGES[self.mixer]]
-        mixed = base & (ask.uniform(Stream.PARTNER, batch.index, WHETHER) < self.share)
+        mixed = base & (ask.uniform(Stream.PARTNER, batch.index, WHETHER) < self.portion)
         shares = self._shares(batch.index.min(), ask)
         if self.mixer == "cutmix":
             x, shares = self._cut(batch, partner, mixed, shares, ask)
@@ -201,13 +205,13 @@ class MSST(Objective):
         kept, rest = beta_quantile(first, self.alpha, 2 * self.alpha), beta_quantile(second, self.alpha, self.alpha)
         return torch.stack([kept, (1 - kept) * rest, (1 - kept) * (1 - rest)])
 
-    def _cut(
-        self, batch: Batch, partner: Tensor, mixed: Tensor, shares: Tensor, ask: Ask
-    ) -> tuple[Tensor, Tensor]:
+    def _cut(self, batch: Batch, partner: Tensor, mixed: Tensor, shares: Tensor, ask: Ask) -> tuple[Tensor, Tensor]:
         """Rows with a box of their partners, and the shares of the area (2,)."""
         if batch.x.dim() != 4:
             got = tuple(batch.x.shape[1:])
-            raise RecipeError(f"objective 'msst': cutmix needs images (channels, height, width), got rows of shape {got}; use mixup")
+            raise RecipeError(
+                f"objective 'msst': cutmix needs images (channels, height, width), got rows of shape {got}; use mixup"
+            )
         lead = batch.index.min()
         down, across = (ask.uniform(Stream.MIX, lead, number) for number in (2, 3))
         taken = box(batch.x.shape[2], batch.x.shape[3], shares[0], down, across)

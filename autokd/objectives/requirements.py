@@ -44,5 +44,7 @@ def require_three_classes(name: str, classes: int) -> None:
 def require_ask(name: str, ask: Ask | None) -> Ask:
     """Who answers. Raises RecipeError if nobody does."""
     if ask is None:
-        raise RecipeError(f"objective '{name}' asks for rows of its own, and nobody answers; train it in a training core")
+        raise RecipeError(
+            f"objective '{name}' asks for rows of its own, and nobody answers; train it in a training core"
+        )
     return ask

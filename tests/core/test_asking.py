@@ -25,8 +25,8 @@ ASKING = pytest.mark.parametrize("name", NAMES)
 TAPED = pytest.mark.parametrize("on_tape", [False, True], ids=["live", "taped"])
 FIELDS: dict[str, list[dict[str, Any]]] = {
     "triplet": [{"negatives": "random", "form": "pair"}, {"anchor": "student", "space": "probabilities"}],
-    "msst": [{"mixer": "cutmix"}, {"mixer": "mixup3", "alpha": 0.4, "share": 0.5}],
-    "amkd": [{"steps": 2, "share": 0.5, "positive": "student", "t2": False}],
+    "msst": [{"mixer": "cutmix"}, {"mixer": "mixup3", "alpha": 0.4, "portion": 0.5}],
+    "amkd": [{"steps": 2, "portion": 0.5, "positive": "student", "t2": False}],
 }
 
 
@@ -52,7 +52,9 @@ def test_a_resumed_trial_equals_an_uninterrupted_one(tmp_path: Path, name: str, 
         assert all(map(math.isfinite, parts)) and sum(parts) > 0
 
 
-@pytest.mark.parametrize(("name", "fields"), [(name, each) for name, several in FIELDS.items() for each in several], ids=str)
+@pytest.mark.parametrize(
+    ("name", "fields"), [(name, each) for name, several in FIELDS.items() for each in several], ids=str
+)
 def test_other_forms_train(tmp_path: Path, name: str, fields: dict[str, Any]) -> None:
     [report] = trained(tmp_path, None, {**ALONE[name], **fields}, 2)
     assert all(math.isfinite(value) for row in report.history for value in row["terms"].values())
@@ -71,7 +73,7 @@ def test_the_teacher_is_asked_as_often_as_its_cost_says(tmp_path: Path, name: st
     its_core.advance(order(recipe(terms=(ALONE[name],), optim={"lr": 0.01, "batch": 13})))  # three equal batches
     told, live = PASSES[name]({}), ROWS * PASSES[name]({}).listens
     forward = {"amkd": 11 * 3 * int(0.25 * 13)}.get(name, told.teacher * ROWS)  # backward passes are no calls
-    assert sum(asked) == live + forward
+    assert sum(rows for rows in asked if rows != len(its_core.example)) == live + forward
 
 
 def test_who_asks_the_teacher_needs_one(tmp_path: Path) -> None:

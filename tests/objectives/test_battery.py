@@ -35,6 +35,7 @@ from autokd.objectives.features import stage_pairs
 from autokd.objectives.logits import decoupled_rows, kl_rows
 from autokd.objectives.relations import relations
 from autokd.protocols import Objective, Outputs, Shapes
+from autokd.recipe import TermSpec
 
 METHODS = Path(__file__).parents[2] / "docs" / "methods.md"
 EVERY = pytest.mark.parametrize("name", OBJECTIVES)
@@ -63,6 +64,7 @@ class TestEveryObjective:
         low, high = objective.weight_range
         assert objective.needs <= {"logits", "embedding", "stages"} and objective.needs
         assert 0 < low <= objective.default_weight <= high
+        assert not set(objective.fields) & set(TermSpec.model_fields), "a term would take it for its own"
 
     def test_is_documented(self, name: str) -> None:
         assert re.search(rf"^##+ `{name}`", METHODS.read_text(encoding="utf-8"), re.MULTILINE)
@@ -102,7 +104,10 @@ class TestEveryObjective:
         teacher, teacher_leaves = with_gradient(right(random_outputs(1), LABELS))
         objective, ask = built(name, student, teacher), FakeAsk(student, teacher)
         total(called(objective, student, teacher.detach(), batch_of(LABELS), ask=ask)).backward()
-        of_student, of_teacher = [*student_leaves, *ask.network.parameters()], [*teacher_leaves, *ask.frozen.parameters()]
+        of_student, of_teacher = (
+            [*student_leaves, *ask.network.parameters()],
+            [*teacher_leaves, *ask.frozen.parameters()],
+        )
         assert all(leaf.grad is None for leaf in of_teacher)
         assert sum(float(leaf.grad.abs().sum()) for leaf in of_student if leaf.grad is not None) > 0
         assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in objective.parameters())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from losses import batch_of, built, everything_finite, number, random_outputs, reference, rows, total, with_gradient
+from losses import batch_of, built, everything_finite, number, random_outputs, reference, total, with_gradient
 from torch import Tensor, nn
 
 from autokd.errors import RecipeError

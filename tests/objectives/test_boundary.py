@@ -6,7 +6,19 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from losses import FakeAsk, batch_of, built, called, everything_finite, number, permuted, random_outputs, right, rows, with_gradient
+from losses import (
+    FakeAsk,
+    batch_of,
+    built,
+    called,
+    everything_finite,
+    number,
+    permuted,
+    random_outputs,
+    right,
+    rows,
+    with_gradient,
+)
 from torch import Tensor
 
 from autokd.augment.counters import uniform
@@ -40,7 +52,9 @@ def pair(n: int = 8, correct: bool = True) -> tuple[Outputs, Outputs]:
 def test_first_step_on_a_linear_teacher() -> None:
     x = torch.tensor([[1.0, 0, 0]], dtype=torch.float64)
     moved = boundary_rows(x, torch.tensor([1]), linear, 1, 0.3, -FAR, FAR)
-    assert (moved - x)[0].tolist() == pytest.approx([-0.40002, 0.20001, -0.40002], rel=1e-9)  # amkd.linear_teacher.first_step
+    assert (moved - x)[0].tolist() == pytest.approx(
+        [-0.40002, 0.20001, -0.40002], rel=1e-9
+    )  # amkd.linear_teacher.first_step
 
 
 def test_a_row_flips_after_five_steps_and_then_stays() -> None:
@@ -81,7 +95,7 @@ def test_a_target_is_always_another_class(random: float) -> None:
     for logits in (torch.zeros(5, 5), 6e4 * torch.eye(5), -6e4 * torch.eye(5)):
         y = torch.arange(5)
         k = target_classes(logits, y, torch.full((5,), random))
-        assert bool((k != y).all()) and 0 <= int(k.min()) and int(k.max()) < 5
+        assert bool((k != y).all()) and int(k.min()) >= 0 and int(k.max()) < 5
     assert target_classes(torch.zeros(2, 2), torch.tensor([0, 1]), torch.full((2,), random)).tolist() == [1, 0]
 
 
@@ -153,7 +167,7 @@ def test_without_triplets_and_t2_it_is_the_published_boundary_loss() -> None:
 def test_triplets_by_their_definition(positive: str) -> None:
     student, teacher = pair()
     batch, ask = batch_of(LABELS), FakeAsk(student, teacher)
-    objective = built("amkd", student, teacher, share=0.5, mu=3.0, margin=40.0, positive=positive)
+    objective = built("amkd", student, teacher, portion=0.5, mu=3.0, margin=40.0, positive=positive)
     found = number(called(objective, student, teacher, batch, ask=ask)["triplet"])
     chosen, _ = base_rows(student.logits, teacher.logits, batch.y, 4)
     k = target_classes(teacher.logits, batch.y, ask.uniform(10, batch.index, batch.view))[chosen]
@@ -183,7 +197,7 @@ def test_a_triplet_whose_class_is_not_in_the_batch_is_left_out() -> None:
 def test_rows_in_another_order_are_driven_alike() -> None:
     student, teacher = pair()
     order = torch.tensor([5, 2, 7, 0, 3, 1, 6, 4])
-    objective, batch = built("amkd", student, teacher, share=0.5, margin=40.0), batch_of(LABELS)
+    objective, batch = built("amkd", student, teacher, portion=0.5, margin=40.0), batch_of(LABELS)
     straight = called(objective, student, teacher, batch)
     moved = called(objective, rows(student, order), rows(teacher, order), permuted(batch, order))
     assert {name: number(term) for name, term in moved.items()} == pytest.approx(
@@ -202,13 +216,13 @@ def test_driven_rows_are_clamped_to_the_range_of_the_data() -> None:
     assert float(asked[0].min()) == pytest.approx(0.3) and float(asked[0].max()) == pytest.approx(0.6)
 
 
-@pytest.mark.parametrize(("steps", "share"), [(1, 0.5), (3, 0.25), (10, 0.125)])
-def test_the_attack_is_in_the_cost(steps: int, share: float) -> None:
+@pytest.mark.parametrize(("steps", "portion"), [(1, 0.5), (3, 0.25), (10, 0.125)])
+def test_the_attack_is_in_the_cost(steps: int, portion: float) -> None:
     student, teacher = pair()
     ask = FakeAsk(student, teacher)
-    objective = built("amkd", student, teacher, steps=steps, share=share)
+    objective = built("amkd", student, teacher, steps=steps, portion=portion)
     called(objective, student, teacher, batch_of(LABELS), ask=ask)
-    told = PASSES["amkd"]({"steps": steps, "share": share})
+    told = PASSES["amkd"]({"steps": steps, "portion": portion})
     assert (ask.asked["student"], ask.asked["teacher"]) == (8 * told.student, 8 * told.teacher)
 
 

@@ -118,7 +118,9 @@ def test_distances_of_all_rows_are_those_of_single_ones(metric: str) -> None:
     both = all_apart(a, b, metric)
     torch.testing.assert_close(both.diagonal(), apart(a, b, metric), rtol=1e-9, atol=1e-12)
     for shift in (1, 2, 3):
-        torch.testing.assert_close(both.roll(-shift, 1).diagonal(), apart(a, b.roll(-shift, 0), metric), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            both.roll(-shift, 1).diagonal(), apart(a, b.roll(-shift, 0), metric), rtol=1e-9, atol=1e-12
+        )
     squares = (a - b + 1e-6).square().sum(1)
     expected = {"l2": squares.sqrt(), "squared": squares, "cosine": 1 - torch.cosine_similarity(a, b)}[metric]
     torch.testing.assert_close(apart(a, b, metric), expected)
@@ -192,7 +194,9 @@ def test_it_is_zero_where_all_keep_the_margin(negatives: str) -> None:
 def test_the_student_is_pushed_from_its_own_rows_or_from_the_teachers() -> None:
     student, teacher = random_outputs(0), random_outputs(1)
     mirrored = compared("triplet", student, teacher, LABELS, anchor="student", negatives="all")
-    plain = {who: compared("triplet", *who, LABELS, negatives="all") for who in ((student, teacher), (teacher, student))}
+    plain = {
+        who: compared("triplet", *who, LABELS, negatives="all") for who in ((student, teacher), (teacher, student))
+    }
     assert mirrored == pytest.approx(plain[teacher, student], rel=1e-4)
     assert mirrored != pytest.approx(plain[student, teacher], rel=1e-3)
 

@@ -82,7 +82,7 @@ def test_the_classes_outside_have_finite_gradients(loud: float) -> None:
 
 def test_of_unmixed_rows_it_is_kd_and_cross_entropy_on_the_clean_batch() -> None:
     batch = batch_of([0, 1, 2, 3, 4, 0])
-    ask, terms = asked(batch, share=0.0)
+    ask, terms = asked(batch, portion=0.0)
     assert torch.equal(ask.rows, batch.x)
     own, other = ask.network(batch.x).logits, ask.frozen(batch.x).logits
     assert number(terms["similarity"]) == pytest.approx(0.9 * 16 * number(kl_rows(own, other, 4.0).mean()), rel=1e-6)
@@ -109,7 +109,13 @@ def test_a_mixed_row_is_what_its_shares_say(mixer: str, images: int) -> None:
 
 def test_base_rows_alone_are_mixed_and_counted() -> None:
     batch = batch_of([0, 1, 2, 0, 1, 2])
-    views = Batch(batch.x, batch.y, torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([0, 1, 2] * 2))
+    views = Batch(
+        batch.x,
+        batch.y,
+        torch.tensor([0, 1, 2, 0, 1, 2]),
+        torch.tensor([0, 0, 0, 1, 1, 1]),
+        torch.tensor([0, 1, 2] * 2),
+    )
     ask, terms = asked(views)
     _, of_base = asked(batch_of([0, 1, 2]))
     assert torch.equal(ask.rows[3:], batch.x[3:]) and not torch.equal(ask.rows[:3], batch.x[:3])
@@ -118,19 +124,21 @@ def test_base_rows_alone_are_mixed_and_counted() -> None:
     )
 
 
-def test_a_share_of_the_rows_is_mixed() -> None:
+def test_a_portion_of_the_rows_is_mixed() -> None:
     batch = batch_of([k % 5 for k in range(64)])
-    ask, _ = asked(batch, share=0.25)
+    ask, _ = asked(batch, portion=0.25)
     changed = (ask.rows != batch.x).flatten(1).any(1)
     assert 6 <= int(changed.sum()) <= 26
-    more, _ = asked(batch, share=0.75)
-    assert bool(((more.rows != batch.x).flatten(1).any(1) | ~changed).all()), "those of a smaller share are among them"
+    more, _ = asked(batch, portion=0.75)
+    assert bool(((more.rows != batch.x).flatten(1).any(1) | ~changed).all()), (
+        "those of a smaller portion are among them"
+    )
 
 
 @pytest.mark.parametrize("mixer", ["mixup", "cutmix", "mixup3"])
 def test_rows_in_another_order_are_mixed_alike(mixer: str) -> None:
     batch, order = batch_of([0, 1, 2, 3, 4, 0]), torch.tensor([5, 2, 0, 3, 1, 4])
-    straight, moved = (asked(rows, mixer=mixer, share=0.7)[0].rows for rows in (batch, permuted(batch, order)))
+    straight, moved = (asked(rows, mixer=mixer, portion=0.7)[0].rows for rows in (batch, permuted(batch, order)))
     assert torch.equal(straight[order], moved)
 
 
@@ -147,7 +155,9 @@ def test_the_incorrect_classes_are_a_part_where_they_have_a_weight() -> None:
 @pytest.mark.parametrize(("mixer", "classes"), [("mixup", 3), ("cutmix", 3), ("mixup3", 4)])
 def test_too_few_classes_outside_are_refused(mixer: str, classes: int) -> None:
     few, enough = Shapes(classes, 7), Shapes(classes + 1, 7)
-    with pytest.raises(RecipeError, match=rf"with {mixer} needs at least {classes + 1} classes, got {classes}; set eta to 0"):
+    with pytest.raises(
+        RecipeError, match=rf"with {mixer} needs at least {classes + 1} classes, got {classes}; set eta to 0"
+    ):
         OBJECTIVES["msst"](eta=0.5, mixer=mixer).build(few, few)
     OBJECTIVES["msst"](eta=0.5, mixer=mixer).build(enough, enough)
     OBJECTIVES["msst"](mixer=mixer).build(few, few)
@@ -164,12 +174,14 @@ def test_boxes_need_images() -> None:
 # ---- shares and partners
 
 
-@pytest.mark.parametrize(("a", "b"), [(a, a) for a in (0.05, 0.1, 0.4, 1.0, 1.5, 4.0, 8.0)] + [(0.1, 0.2), (1.0, 2.0), (8.0, 16.0)])
+@pytest.mark.parametrize(
+    ("a", "b"), [(a, a) for a in (0.05, 0.1, 0.4, 1.0, 1.5, 4.0, 8.0)] + [(0.1, 0.2), (1.0, 2.0), (8.0, 16.0)]
+)
 def test_quantiles_of_beta_variables(a: float, b: float) -> None:
     """As probabilities: where the density has a pole, quantiles themselves differ by less than any unit."""
     u = torch.linspace(0.0005, 0.9995, 1000)
     found = beta_quantile(u, a, b)
-    assert bool((found[1:] >= found[:-1]).all()) and 0 <= float(found[0]) and float(found[-1]) <= 1
+    assert bool((found[1:] >= found[:-1]).all()) and float(found[0]) >= 0 and float(found[-1]) <= 1
     expected = stats.beta.ppf(u.double().numpy(), a, b)
     assert abs(found.numpy() - expected).max() < 2e-4
     as_tensors = beta_quantile(u, torch.tensor(a, dtype=torch.float64), torch.tensor(b))
@@ -216,6 +228,8 @@ def test_partners_go_once_around_the_members() -> None:
 
 def test_a_box_takes_its_area_unless_the_border_cuts_it() -> None:
     middle, corner = torch.tensor(0.5), torch.tensor(0.0)
-    assert not box(8, 8, torch.tensor(1.0), middle, middle).any() and bool(box(8, 6, torch.tensor(0.0), middle, middle).all())
+    assert not box(8, 8, torch.tensor(1.0), middle, middle).any() and bool(
+        box(8, 6, torch.tensor(0.0), middle, middle).all()
+    )
     assert float(box(8, 8, torch.tensor(0.75), middle, middle).float().mean()) == 0.25
     assert float(box(8, 8, torch.tensor(0.75), corner, corner).float().mean()) == 0.0625
