@@ -28,6 +28,10 @@ class Stream(IntEnum):
     FIRE = 5  # does an operation of the JDA chain fire; followed by its position
     SIGN = 6  # and in which direction
     NEGATIVE = 7  # samples of other classes that a row is contrasted with
+    PARTNER = 8  # which row a row is mixed with, and whether
+    MIX = 9  # shares of mixed rows, and the place of a box
+    TARGET = 10  # class that an adversarial row is driven to, and the row of it that stands for it
+    OTHER = 12  # sample of another class
 
 
 def uniform(seed: int | Tensor, *counters: Tensor | int) -> Tensor:

@@ -98,7 +98,8 @@ class Run:
             self._asking,
             scales,
         )
-        self.captured = None if shared else captured(self.step, self.parts, setting)
+        # not recorded where losses ask: they may run the live teacher, which lanes share
+        self.captured = None if shared or self.asks else captured(self.step, self.parts, setting)
 
     @property
     def student(self) -> nn.Module:

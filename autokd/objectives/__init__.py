@@ -1,4 +1,4 @@
-"""Distillation losses, grouped by what they compare: logits, features, relations, fused features, a network with itself, one with many.
+"""Distillation losses, grouped by what they compare (logits, features, relations, a network with itself, one with many) or ask for.
 
 A new loss is a class in one of the files (or a new one), a line in `OBJECTIVES` and a heading in docs/methods.md. A
 user's own loss needs none of that: a recipe names it as "module:attribute".
@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 
 from autokd.errors import RecipeError, nearest
-from autokd.objectives import contrastive, features, logits, own, relations, review
+from autokd.objectives import boundary, contrastive, features, logits, metric, mixed, own, relations, review
 from autokd.protocols import Objective
 from autokd.recipe import Rule
 
@@ -28,11 +28,14 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "reviewkd": review.ReviewKD,  # Chen 2021
     "sp": relations.SP,  # Tung, Mori 2019
     "pkt": relations.PKT,  # Passalis, Tefas 2018
-    "triplet": relations.Triplet,  # Oki 2020
+    "triplet": metric.Triplet,  # Oki 2020
+    "triplet_embedding": metric.TripletEmbedding,
     "tfkd_reg": own.TfKDReg,  # Yuan 2020
     "byot": own.BYOT,  # Zhang 2019
     "past": own.Past,  # Furlanello 2018, Yuan 2020
     "crd": contrastive.CRD,  # Tian 2020
+    "msst": mixed.MSST,  # Zhao 2022
+    "amkd": boundary.AMKD,  # ICCIP 2020, on Heo 2019
 }
 
 

@@ -1,4 +1,4 @@
-"""Losses that compare how rows lie to each other: rkd, pkt, sp, triplet.
+"""Losses that compare how rows lie to each other: rkd, pkt, sp.
 
 N rows, D embedding width; student and teacher widths may differ, relations are N×N and N×N×N. All relations come from
 one Gram matrix: for rkd N²·D + N³ operations instead of the N³·D of explicit differences.
@@ -20,7 +20,6 @@ from autokd.recipe import Rule
 
 MAX_ROWS = 64  # the batch of the published runs; 64³ angles = 1 MB in float32. Of more rows only the first are related
 PKT_EPS = 1e-7  # as in the authors' code, beside norms and probabilities
-PAIR_EPS = 1e-6  # added to every coordinate of a difference, as torch's pairwise distance does
 COINCIDENT = 1e-6  # squared distances below this share of their mean are rounding noise of the Gram matrix: taken as 0
 
 
@@ -143,51 +142,3 @@ class SP(Objective):
 def similarity(rows: Tensor) -> Tensor:
     """Inner products of rows, those with one row of unit L2 norm: (N, D) -> (N, N)."""
     return functional.normalize(rows @ rows.T, dim=1)
-
-
-class Triplet(Objective):
-    """mean over rows n of max(0, d(t_n, s_n) − d(t_n, s_k) + margin), k rows of other classes. Oki et al., IJCNN 2020.
-
-    d is the L2 distance of raw logits (arXiv:2004.08116). The paper draws k from all data and runs the student on it; here
-    k is in the batch: the mean over all such rows, or the nearest. A row without any counts as 0. With anchor "student" the
-    logits of the teacher are pushed away from: d(s_n, t_k).
-    """
-
-    fields: ClassVar[Mapping[str, Rule]] = {
-        "margin": Rule("float", 5.0, 0.0, 50.0, about="how much farther other classes have to be, in units of logits"),
-        "negatives": Rule("choice", "all", choices=("all", "hardest"), about="mean over other rows, or the nearest"),
-        "anchor": Rule("choice", "teacher", choices=("teacher", "student"), about="whose row n is compared with row k"),
-    }
-    dials: ClassVar[frozenset[str]] = frozenset({"margin"})
-    default_weight: ClassVar[float] = 2.0
-    weight_range: ClassVar[tuple[float, float]] = (0.01, 10.0)
-    divergence: ClassVar[bool] = False  # equal logits of different classes may be nearer than the margin
-
-    def __init__(self, *, margin: float = 5.0, negatives: str = "all", anchor: str = "teacher") -> None:
-        super().__init__()
-        self.margin, self.negatives, self.anchor = margin, negatives, anchor
-
-    def forward(
-        self, student: Outputs, teacher: Outputs, batch: Batch, row_weight: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        nearest, farther = distances(teacher.logits, student.logits)
-        if self.anchor == "student":
-            farther = farther.T
-        other_class = batch.y[:, None] != batch.y[None, :]
-        short = torch.where(other_class, (nearest[:, None] - farther + self.margin).relu(), 0.0)
-        if self.negatives == "hardest":
-            return {"triplet": short.amax(1).mean()}
-        return {"triplet": (short.sum(1) / other_class.sum(1).clamp_min(1)).mean()}
-
-
-def distances(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """L2 distance of each row of a to its own row of b (N,), and to every row of b (N, N).
-
-    Points that lie together have distance 0 and gradient 0 in the second: no square root is taken at 0.
-    """
-    a = a + PAIR_EPS
-    centre = b.mean(0, keepdim=True)  # keeps the differences of inner products accurate
-    own, other = a - centre, b - centre
-    squares = own.square().sum(1)[:, None] + other.square().sum(1)[None, :] - 2 * own @ other.T
-    apart = squares > (COINCIDENT * squares.detach().mean()).clamp_min(1e-12)
-    return torch.linalg.vector_norm(a - b, dim=1), torch.where(apart, torch.where(apart, squares, 1.0).sqrt(), 0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from autokd.errors import RecipeError
-from autokd.protocols import Shapes
+from autokd.protocols import Ask, Shapes
 
 
 def require_stages(name: str, student: Shapes, teacher: Shapes) -> None:
@@ -48,3 +48,12 @@ def require_three_classes(name: str, classes: int) -> None:
     """Raise RecipeError if standardised logits could say nothing but which class is first: two are always ±1."""
     if classes < 3:
         raise RecipeError(f"objective '{name}': standardise needs at least 3 classes, got {classes}; leave it at false")
+
+
+def require_ask(name: str, ask: Ask | None) -> Ask:
+    """Who answers. Raises RecipeError if nobody does."""
+    if ask is None:
+        raise RecipeError(
+            f"objective '{name}' asks for rows of its own, and nobody answers; train it in a training core"
+        )
+    return ask

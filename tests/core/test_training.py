@@ -27,6 +27,7 @@ from autokd.students import name_of
 from autokd.students.tap import logits_of
 
 ALONE = {name: {"objective": name, "weight": 0.5} for name in OBJECTIVES}
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 TOGETHER = (["kd", "dist", "fitnet", "at", "rkd"], ["dkd", "dist", "fitnet", "at", "rkd"])
 
 
@@ -99,7 +100,10 @@ def test_every_loss_trains_and_is_logged_by_name(tmp_path: Path, names: list[str
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_a_vanishing_weight_changes_nothing(tmp_path: Path, name: str) -> None:
-    """Training is continuous in a term's weight at zero: the term's networks and draws disturb nothing else."""
+    """Training is continuous in a term's weight at zero: the term's networks and draws disturb nothing else.
+
+    Rows of its own are seen by a student's running statistics, as any others, whatever the weight.
+    """
     students = []
     for terms in ((), ({**ALONE[name], "weight": 1e-12},)):
         its_core = core(tmp_path / str(len(terms)))
@@ -108,7 +112,8 @@ def test_a_vanishing_weight_changes_nothing(tmp_path: Path, name: str) -> None:
         students.append({name: t for name, t in tensors.items() if name.startswith("parts.0.")})
     assert students[0].keys() == students[1].keys()
     for key, tensor in students[0].items():
-        assert torch.allclose(tensor.float(), students[1][key].float(), atol=1e-6), key
+        if not (OBJECTIVES[name].asks and key.rpartition(".")[2] in STATISTICS):
+            assert torch.allclose(tensor.float(), students[1][key].float(), atol=1e-6), key
 
 
 def test_a_warm_up_of_a_term_begins_at_nothing(tmp_path: Path) -> None:

@@ -1,16 +1,20 @@
-"""Outputs to compare, objectives built for them, and who answers those that ask.
+"""Outputs to compare, and objectives built for them.
 
 Closed inputs, row i, column j from 0: student logits 2 sin(1.3i + .7j), teacher logits 3 cos(.9i − .4j + .2).
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from autokd.augment.counters import uniform
 from autokd.objectives import OBJECTIVES
-from autokd.protocols import Batch, Objective, Outputs, Samples, Shapes
+from autokd.protocols import Ask, Batch, Objective, Outputs, Samples, Shapes
 
 torch.set_num_threads(1)
 
@@ -30,19 +34,31 @@ def reference() -> tuple[Outputs, Outputs, Batch]:
         torch.cos(0.8 * i - 0.6 * j),
         (torch.cos(0.7 * b - 0.4 * c[:, :5] + 0.6 * h + 0.1 * w),),
     )
-    return student, teacher, batch_of([1, 0, 4, 2], torch.float64)
+    return student, teacher, batch_of([1, 0, 4, 2])
 
 
-def batch_of(labels: list[int], dtype: torch.dtype = torch.float32) -> Batch:
-    """Rows (N, 1) of the first N samples."""
+def batch_of(labels: list[int]) -> Batch:
     rows = torch.arange(len(labels))
-    return Batch((rows + 1).sin().to(dtype)[:, None], torch.tensor(labels), rows, torch.zeros_like(rows), rows)
+    return Batch(images(rows), torch.tensor(labels), rows, torch.zeros_like(rows), rows)
+
+
+def images(index: Tensor) -> Tensor:
+    """The base views (M, 1, 4, 4) of these samples, in [0, 1]."""
+    place = torch.arange(16.0)
+    return (0.5 + 0.4 * torch.sin(0.7 * index[:, None] + 1.3 * place + 0.1 * index[:, None] * place)).view(-1, 1, 4, 4)
 
 
 def permuted(batch: Batch, order: Tensor) -> Batch:
     """The same rows in another order."""
-    x, y, index, view = (each[order] for each in (batch.x, batch.y, batch.index, batch.view))
-    return Batch(x, y, index, view, order.argsort()[batch.parent[order]])
+    places = torch.argsort(order)
+    own = (batch.x[order], batch.y[order], batch.index[order], batch.view[order])
+    return Batch(*own, places[batch.parent[order]])
+
+
+def right(outputs: Outputs, labels: list[int], by: float = 4.0) -> Outputs:
+    """The same with larger logits of the labels, so that most rows are classified as these."""
+    bonus = by * torch.eye(outputs.logits.shape[1], dtype=outputs.logits.dtype)[torch.tensor(labels)]
+    return Outputs(outputs.logits + bonus, outputs.embedding, outputs.stages)
 
 
 def random_outputs(seed: int, n: int = 6, classes: int = 5, width: int = 7, scale: float = 1.0) -> Outputs:
@@ -55,11 +71,6 @@ def random_outputs(seed: int, n: int = 6, classes: int = 5, width: int = 7, scal
     return Outputs(draw(n, classes), draw(n, width), (draw(n, 4, 6, 6), draw(n, width, 3, 3), draw(n, width, 1, 1)))
 
 
-def precise_outputs(seed: int) -> Outputs:
-    """The same in float64."""
-    return random_outputs(seed).map(Tensor.double)
-
-
 def shapes(outputs: Outputs) -> Shapes:
     assert outputs.embedding is not None
     return Shapes(
@@ -68,32 +79,77 @@ def shapes(outputs: Outputs) -> Shapes:
 
 
 def built(name: str, student: Outputs, teacher: Outputs, **fields: float | str) -> Objective:
-    """At the end of a training that began with 200 samples of five classes and an untrained linear network of rows (N, 1)."""
     torch.manual_seed(0)
     objective = OBJECTIVES[name](**fields)
-    objective.know(Samples(torch.arange(200) % 5))
+    objective.know(Samples(torch.arange(160) % student.logits.shape[1]))
     objective.build(shapes(student), shapes(teacher))
-    network = nn.Linear(1, student.logits.shape[1])
-    objective.adopt(network)
-    objective = objective.to(student.logits.dtype)
-    objective.begin_epoch(network, 1.0)
-    return objective
+    return objective.to(student.logits.dtype)
+
+
+def called(
+    objective: Objective,
+    student: Outputs,
+    teacher: Outputs,
+    batch: Batch,
+    row_weight: Tensor | None = None,
+    ask: Ask | None = None,
+) -> dict[str, Tensor]:
+    """Its terms; one that asks is answered by `ask`, or by a `FakeAsk`."""
+    if not objective.asks:
+        return objective(student, teacher, batch, row_weight)
+    return objective(student, teacher, batch, row_weight, ask or FakeAsk(student, teacher))
+
+
+class Probe(nn.Module):
+    """Rows of 16 numbers -> Outputs of the same kinds, widths and type as those it is like: a layer each, of closed weights."""
+
+    def __init__(self, like: Outputs, phase: float) -> None:
+        super().__init__()
+        self.like = like
+        kinds = [each for each in (like.logits, like.embedding, *like.stages) if each is not None]
+        self.layers = nn.ParameterList(
+            nn.Parameter(torch.sin(phase + 1.7 * torch.arange(16 * each[0].numel())).view(16, -1).to(each))
+            for each in kinds
+        )
+
+    def forward(self, x: Tensor) -> Outputs:
+        rows, like = x.flatten(1).to(self.like.logits.dtype), self.like
+        logits, *rest = (rows @ layer for layer in self.layers)
+        embedding = None if like.embedding is None else rest.pop(0)
+        stages = (each.view(-1, *stage.shape[1:]) for each, stage in zip(rest, like.stages, strict=True))
+        return Outputs(logits, embedding, tuple(stages))
 
 
 class FakeAsk:
-    """What objectives that ask are answered."""
+    """Answers as a training core does, with a `Probe` for each network; `asked` counts rows, a backward pass as two forward ones."""
 
-    def uniform(self, *counters: Tensor | int) -> Tensor:
+    def __init__(self, student: Outputs, teacher: Outputs) -> None:
+        self.network, self.frozen = Probe(student, 0.3), Probe(teacher, 1.1)
+        self.asked = Counter[str]()
+
+    def student(self, x: Tensor) -> Outputs:
+        self.asked["student"] += len(x)
+        found: Outputs = self.network(x)
+        return found
+
+    def teacher(self, x: Tensor) -> Outputs:
+        self.asked["teacher"] += len(x)
+        found: Outputs = self.frozen(x)
+        return found.detach()
+
+    def slope(self, x: Tensor, of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        self.asked["teacher"] += 3 * len(x)
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            logits = self.frozen(leaf).logits
+            (gradient,) = torch.autograd.grad(of(logits), leaf)
+        return logits.detach(), gradient
+
+    def base(self, index: Tensor) -> Tensor:
+        return images(index)
+
+    def uniform(self, *counters: Any) -> Tensor:
         return uniform(0, 0, *counters)
-
-
-def said(
-    objective: Objective, student: Outputs, teacher: Outputs, batch: Batch, row_weight: Tensor | None = None
-) -> dict[str, Tensor]:
-    """Its terms; one that asks is answered."""
-    asked = (FakeAsk(),) if objective.asks else ()
-    terms: dict[str, Tensor] = objective(student, teacher, batch, row_weight, *asked)
-    return terms
 
 
 def with_gradient(outputs: Outputs) -> tuple[Outputs, list[Tensor]]:

@@ -1,4 +1,4 @@
-"""Numbers and identities of the building blocks: z-scores of logits, cos, nst, vid, reviewkd, sp, pkt, triplet.
+"""Numbers and identities of the building blocks: z-scores of logits, cos, nst, vid, reviewkd, sp, pkt.
 
 Those without a reference number are compared with their definition, written out in NumPy.
 """
@@ -8,14 +8,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from losses import batch_of, built, everything_finite, number, random_outputs, reference, rows, total, with_gradient
+from losses import batch_of, built, everything_finite, number, random_outputs, reference, total, with_gradient
 from torch import Tensor, nn
 
 from autokd.errors import RecipeError
 from autokd.objectives import OBJECTIVES
 from autokd.objectives.features import selectivity_gap
 from autokd.objectives.logits import kl_rows, standardised
-from autokd.objectives.relations import distances
 from autokd.objectives.review import BatchScale, Gates, context_gap
 from autokd.protocols import Outputs, Shapes
 
@@ -286,76 +285,3 @@ def test_pkt_of_opposite_rows_is_finite() -> None:
     student, leaves = with_gradient(as_map(torch.cat([x, -x, x])))
     teacher = as_map(drawn(3, 7).float())
     assert everything_finite(built("pkt", student, teacher)(student, teacher, batch_of([0, 1, 2])), leaves)
-
-
-# ---- triplet
-
-NEGATIVES = [[2 * np.sin(0.4 * i + 0.9 * j + 1) for j in range(5)] for i in range(4)]
-
-
-def test_triplet_reference_number() -> None:
-    """Each row makes a batch of two with its negative, of which torch's loss is told the same."""
-    student, teacher, _ = reference()
-    negatives, short = torch.tensor(NEGATIVES, dtype=torch.float64), []
-    for t, s, negative in zip(teacher.logits, student.logits, negatives, strict=True):
-        near, far = distances(torch.stack([t, t]), torch.stack([s, negative]))
-        short.append((near[0] - far[0, 1] + 5).relu())
-    assert number(torch.stack(short).mean()) == pytest.approx(3.368111930640746, rel=1e-9)  # triplet.m5
-    official = nn.TripletMarginLoss(margin=5)(teacher.logits, student.logits, negatives)
-    assert number(official) == pytest.approx(3.368111930640746, rel=1e-9)
-
-
-@pytest.mark.parametrize(("negatives", "over"), [("all", "mean"), ("hardest", "max")])
-@pytest.mark.parametrize("margin", [0.5, 5.0])
-def test_triplet_by_its_definition(negatives: str, over: str, margin: float) -> None:
-    student, teacher = random_outputs(0), random_outputs(1)
-    s, t, per_row = student.logits.double().numpy(), teacher.logits.double().numpy(), []
-    for n, label in enumerate(LABELS):
-        others = [k for k, other in enumerate(LABELS) if other != label]
-        short = [max(0.0, np.linalg.norm(t[n] - s[n]) - np.linalg.norm(t[n] - s[k]) + margin) for k in others]
-        per_row.append(getattr(np, over)(short))
-    found = compared("triplet", student, teacher, LABELS, margin=margin, negatives=negatives)
-    assert found == pytest.approx(np.mean(per_row), rel=1e-4)
-
-
-@pytest.mark.parametrize("fields", [{}, {"negatives": "hardest"}, {"anchor": "student"}], ids=str)
-def test_triplet_without_rows_of_another_class_is_zero(fields: dict[str, str]) -> None:
-    student, leaves = with_gradient(random_outputs(0))
-    teacher = random_outputs(1)
-    terms = built("triplet", student, teacher, **fields)(student, teacher, batch_of([3] * 6))
-    gradient = torch.autograd.grad(terms["triplet"], leaves[0])[0]
-    assert number(terms["triplet"]) == 0 and not gradient.any()
-    some = built("triplet", student, teacher, **fields)(student, teacher, batch_of([3, 3, 3, 3, 3, 1]))
-    assert everything_finite(some, leaves) and number(some["triplet"]) > 0
-
-
-def test_triplet_is_zero_where_all_keep_the_margin() -> None:
-    corners = 100 * torch.eye(5)
-    teacher = Outputs(corners, corners)
-    student, leaves = with_gradient(Outputs(corners + 0.1, corners))
-    terms = built("triplet", student, teacher)(student, teacher, batch_of([0, 1, 2, 3, 4]))
-    assert number(terms["triplet"]) == 0 and not torch.autograd.grad(terms["triplet"], leaves[0])[0].any()
-    wide = built("triplet", student, teacher, margin=50.0)(student, teacher, batch_of([0, 1, 2, 3, 4]))
-    assert number(wide["triplet"]) == 0, "corners are 141 apart"
-
-
-def test_triplet_pushes_the_student_from_its_own_rows_or_from_the_teachers() -> None:
-    student, teacher = random_outputs(0), random_outputs(1)
-    mirrored = compared("triplet", student, teacher, LABELS, anchor="student")
-    assert mirrored == pytest.approx(compared("triplet", teacher, student, LABELS), rel=1e-4)
-    assert mirrored != pytest.approx(compared("triplet", student, teacher, LABELS), rel=1e-3)
-
-
-def test_triplet_of_rows_that_lie_together_is_finite() -> None:
-    teacher = random_outputs(1)
-    student, leaves = with_gradient(rows(teacher, torch.tensor([1, 0, 1, 1, 4, 5])))  # other classes' logits exactly
-    for anchor in ("teacher", "student"):
-        terms = built("triplet", student, teacher, anchor=anchor)(student, teacher, batch_of(LABELS))
-        assert everything_finite(terms, leaves)
-
-
-def test_two_classes_are_enough_for_triplets() -> None:
-    student, leaves = with_gradient(random_outputs(0, classes=2))
-    teacher = random_outputs(1, classes=2)
-    terms = built("triplet", student, teacher)(student, teacher, batch_of([0, 1, 0, 1, 1, 1]))
-    assert everything_finite(terms, leaves) and number(terms["triplet"]) > 0
