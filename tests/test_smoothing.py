@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import autokd
 from autokd.augment.base import base_view
+from autokd.cli_input import teacher_of
 from autokd.core.data import to_float
 from autokd.data import Data
 from autokd.errors import TeacherError
@@ -200,6 +201,13 @@ def test_a_share_of_the_schedule_is_trained() -> None:
     told: list[tuple[int, int, float]] = []
     autokd.smooth(teacher(), share=0.3, cache=False, on_epoch=lambda *epoch: told.append(epoch))
     assert [epoch[:2] for epoch in told] == [(1, 2), (2, 2)], "0.3 of the six it was fitted for"
+
+
+def test_a_command_line_may_ask_for_it(tmp_path: Path) -> None:
+    folder = str(teacher(150).save(tmp_path / "saved"))
+    assert same(teacher_of(folder, None, None, False).module, expert())
+    smoother = teacher_of(folder, None, None, False, smoother=True)
+    assert smoother.name == "expert-smooth" and smoother.about["smoothed"]["of"] == teacher(150).fingerprint
 
 
 # ---- what is refused
