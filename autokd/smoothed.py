@@ -78,9 +78,8 @@ class Smoothed(nn.Module):
     def _blur(self, stages: Sequence[str], sigma: float) -> tuple[str, ...]:
         """Let a blur look at each of these maps, from within: the blurs' names."""
         blurs: dict[str, nn.Module] = {}
-        for name in sorted(
-            set(stages), key=lambda name: -name.count(".")
-        ):  # parts before wholes, whose wrapping renames them
+        inner_first = sorted(set(stages), key=lambda name: -name.count("."))  # wrapping a whole renames its parts
+        for name in inner_first:
             watched = Watched(self.get_submodule(name), Blur(sigma))
             self.set_submodule(name, watched)
             blurs[name] = watched.blur

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import CLASSES, expert, images, weights
+from tiny import CLASSES, KD, expert, images, order, recipe, segments, taped, weights
 from torch import Tensor, nn
 
 import autokd
@@ -185,6 +186,18 @@ def test_all_of_it_makes_a_teacher_and_leaves_the_network_alone() -> None:
     together = Smoothed(network, X[:2], views=2, mu=0.5, sigma=1.0).eval()
     for twin in (copy.deepcopy(together), pickle.loads(pickle.dumps(together))):
         torch.testing.assert_close(told(twin).logits, told(together).logits)
+
+
+@pytest.mark.parametrize(("knobs", "recorded"), [({"mu": 0.5}, False), ({"views": 2, "sigma": 0.7}, True)])
+def test_students_learn_from_it_live_or_from_a_tape(tmp_path: Path, knobs: dict[str, Any], recorded: bool) -> None:
+    teacher = Smoothed(expert(), X[:2], **knobs)
+    its_core = taped(tmp_path, tmp_path / "tape", teacher=teacher)
+    both = recipe(terms=(KD, {"objective": "at", "weight": 100.0}))
+    report = its_core.advance(order(both))
+    assert report.history[0]["terms"]["kd"] > 0 and report.history[0]["terms"]["at"] > 0
+    assert bool(segments(tmp_path / "tape") if recorded else its_core.teaching.notes)  # type: ignore[union-attr]
+    assert recorded or not list((tmp_path / "tape").rglob("*.safetensors"))
+    its_core.close()
 
 
 @pytest.mark.parametrize(
