@@ -1,8 +1,8 @@
 """`purf`: a teacher made smoother before it teaches, stage 0 of a distillation with any loss.
 
-A design of ours, inspired by a title alone (PURF, Applied Soft Computing 2024; level D): **not a reproduction of it**. The penalties
-`lip` and `time` are those of SoTeacher (Dong, Liu, Shang, ICLR 2024, arXiv:2206.06661; the authors' code was read), the others are ours. `smoothed.py`
-smooths what a frozen teacher says, without training.
+A design of ours, inspired by a title alone (PURF, Applied Soft Computing 2024; level D): **not a reproduction of it**. The
+penalties `lip` and `time` are those of SoTeacher (Dong, Liu, Shang, ICLR 2024, arXiv:2206.06661; level A, the authors' code was
+read), the others are ours. `smoothed.py` smooths what a frozen teacher says, without training.
 """
 
 from __future__ import annotations
