@@ -23,6 +23,8 @@ _HOME = {  # public name -> the module that defines it
     "SearchResult": "outcome",
     "Distilled": "outcome",
     "Teacher": "teacher",
+    "smooth": "smoothing",
+    "Smoothed": "smoothed",
     "Data": "data",
     "Recipe": "recipe",
     "Space": "space",

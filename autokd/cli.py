@@ -28,6 +28,7 @@ TEACHER_HELP = (
     "digits (built in), fit or fit:FAMILY with --data, a folder written by Teacher.save, models:/NAME/VERSION in MLflow, "
     "or module:attribute of your own with --data."
 )
+SMOOTH_HELP = "First fine-tune a copy of the teacher to be smoother (purf), and distil that."
 DATA_HELP = "digits, a .npz with x_train, y_train[, x_test, y_test], or torchvision:NAME with --root."
 
 
@@ -88,6 +89,7 @@ def _search_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--teacher", required=True, help=TEACHER_HELP),
         click.option("--data", help=DATA_HELP + " Not needed where the teacher knows its data."),
         click.option("--root", type=click.Path(), help="Folder of a torchvision data set."),
+        click.option("--smooth", is_flag=True, help=SMOOTH_HELP),
         click.option(
             "--budget", required=True, help="What the search may spend: 90s, 30m, 1h30m, '200 trials', '5000 epochs'."
         ),
@@ -155,6 +157,7 @@ def search(
     teacher: str,
     data: str | None,
     root: str | None,
+    smooth: bool,
     budget: str,
     objectives: str | None,
     students: str | None,
@@ -178,7 +181,8 @@ def search(
     rest |= {"tape": tape_of(rest["tape"]), "ablation": ablation_of(rest["ablation"])}
     limits = constraints_of(constraints)
     check_before_teacher(budget, limits, **rest)
-    result = api.search(teacher_of(teacher, data, root, verbose), budget, constraints=limits, verbose=verbose, **rest)
+    taught_by = teacher_of(teacher, data, root, verbose, smooth)
+    result = api.search(taught_by, budget, constraints=limits, verbose=verbose, **rest)
     return _conclude(result, as_json)
 
 
@@ -215,6 +219,7 @@ def resume(
 @click.option("--teacher", required=True, help=TEACHER_HELP)
 @click.option("--data", help=DATA_HELP)
 @click.option("--root", type=click.Path(), help="Folder of a torchvision data set.")
+@click.option("--smooth", is_flag=True, help=SMOOTH_HELP)
 @click.option(
     "--recipe",
     required=True,
@@ -231,6 +236,7 @@ def distill(
     teacher: str,
     data: str | None,
     root: str | None,
+    smooth: bool,
     recipe: str,
     epochs: int | None,
     seed: int,
@@ -247,7 +253,7 @@ def distill(
     check_settings(epochs=epochs, seed=seed)
     read_recipe(recipe)[0].check(vocabulary())  # before a teacher is trained
     done = api.distill(
-        teacher_of(teacher, data, root, verbose), recipe, epochs=epochs, seed=seed, folder=out, verbose=verbose
+        teacher_of(teacher, data, root, verbose, smooth), recipe, epochs=epochs, seed=seed, folder=out, verbose=verbose
     )
     if as_json:
         click.echo(json.dumps(done.to_dict()))

@@ -74,7 +74,18 @@ def ablation_of(word: str) -> bool | str:
     return known[word]
 
 
-def teacher_of(source: str, data: str | None, root: str | None, verbose: bool) -> Teacher:
+def teacher_of(source: str, data: str | None, root: str | None, verbose: bool, smoother: bool = False) -> Teacher:
+    """The teacher named on a command line, made smoother if that is asked for."""
+    teacher = _teacher_of(source, data, root, verbose)
+    if not smoother:
+        return teacher
+    from autokd.smoothing import smooth
+
+    with _fitting(verbose, "smoothing the teacher") as on_epoch:
+        return smooth(teacher, on_epoch=on_epoch)
+
+
+def _teacher_of(source: str, data: str | None, root: str | None, verbose: bool) -> Teacher:
     from autokd.data import Data
     from autokd.teacher import Teacher
 
@@ -124,12 +135,12 @@ def _own_teacher(source: str, data: Data | None) -> Teacher:
 
 
 @contextmanager
-def _fitting(verbose: bool) -> Iterator[Callable[[int, int, float], None]]:
+def _fitting(verbose: bool, what: str = "training the teacher") -> Iterator[Callable[[int, int, float], None]]:
     """A progress bar for a teacher in training; shown only if one has to be trained."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("training the teacher"),
+        TextColumn(what),
         BarColumn(),
         TextColumn("{task.completed}/{task.total} epochs, {task.fields[value]}"),
     )

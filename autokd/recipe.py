@@ -32,6 +32,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Schedule = Literal["constant", "linear", "sigmoid", "decay", "off"]  # of a term's weight
 RISING, FALLING = ("linear", "sigmoid"), ("decay", "off")
+Chain = Literal["cifar10", "cifar100", "imagenet", "cifar100-clean", "imagenet-clean", "grey"]
 
 
 @dataclass(frozen=True)
@@ -168,12 +169,15 @@ class AugmentSpec(Frozen):
     """Which views a student sees. JDA: Zhang et al., ACCV 2022."""
 
     policy: Literal["none", "base", "jda"] = "base"
-    chain: Literal["cifar10", "cifar100", "imagenet"] = "cifar100"  # JDA's operations and magnitudes
+    chain: Chain = "cifar100"  # JDA's operations and magnitudes
     p: Fraction = 0.3  # probability that each operation of the chain fires
     rho: Annotated[float, Field(ge=0, le=0.75)] = 0.5  # augmented rows / all rows
     magnitude: Annotated[float, Field(gt=0, le=2)] = 1.0  # scales the chain's magnitudes
     ccd: bool = False  # weigh augmented rows of logit terms by 1 + cos(teacher original, teacher augmented)
     ccd_normalise: bool = False  # divide those weights by their mean
+    ccd_form: Literal["cosine", "half", "power", "softened", "centred"] = "cosine"  # see augment.views.ccd_weight
+    ccd_power: Annotated[float, Field(gt=0, le=8)] = 1.0  # of form power: (1 + cos)^power
+    ccd_temperature: Positive = 4.0  # of form softened: cos of softmax(z/T)
 
 
 class PeerSpec(Open):

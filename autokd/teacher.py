@@ -116,19 +116,12 @@ class Teacher:
             raise TeacherError(f"family '{family}' does not take rows of shape {data.input_shape}: {misfit}")
         about = {"family": family, "spec": fields, "epochs": epochs, "seed": seed, "data_fingerprint": data.fingerprint}
         about |= {} if augment is None else {"augment": augment.model_dump()}
-        folder = cache_folder() / _key(about)
-        if cache and (folder / ABOUT).exists():
-            try:
-                return cls.load(folder, data)
-            except TeacherError:  # of an older version or torn: train again
-                pass
-        teacher = cls(
-            _fit(data, family, fields, epochs, seed, augment, on_epoch), data, name=f"{family}-{data.name}", about=about
-        )
-        if cache:
-            with suppress(CheckpointError, OSError):  # a cache that cannot be written costs time, not the teacher
-                teacher._write(folder, data.origin)
-        return teacher
+
+        def make() -> Teacher:
+            module = _fit(data, family, fields, epochs, seed, augment, on_epoch)
+            return cls(module, data, name=f"{family}-{data.name}", about=about)
+
+        return from_cache(about, data, make) if cache else make()
 
     @classmethod
     def load(cls, source: str | Path, data: Data | None = None) -> Teacher:
@@ -277,6 +270,18 @@ def cache_folder() -> Path:
     from platformdirs import user_cache_path
 
     return user_cache_path("autokd") / "teachers"
+
+
+def from_cache(key: Mapping[str, Any], data: Data, make: Callable[[], Teacher]) -> Teacher:
+    """The teacher that was made under this key before, or else a new one, which is kept if the cache can be written."""
+    folder = cache_folder() / _key(key)
+    if (folder / ABOUT).exists():
+        with suppress(TeacherError):  # of an older version or torn: make it again
+            return Teacher.load(folder, data)
+    teacher = make()
+    with suppress(CheckpointError, OSError):  # a cache that cannot be written costs time, not the teacher
+        teacher._write(folder, data.origin)
+    return teacher
 
 
 def _key(about: Mapping[str, Any]) -> str:

@@ -21,10 +21,10 @@ from autokd.cli import cli, main
 
 OPTIONS = {  # growing this is a decision, not an accident
     "autokd": "--version",
-    "search": "--teacher --data --root --budget --space --objectives --students --constraint --goals --prefer --warm-start --epochs --seed --run-dir --name "
+    "search": "--teacher --data --root --smooth --budget --space --objectives --students --constraint --goals --prefer --warm-start --epochs --seed --run-dir --name "
     "--executor --lanes --device --tracking --tracking-uri --ray-address --tape --tape-limit --ablation --json --quiet",
     "resume": "RUN_DIR --budget --teacher --data --root --executor --lanes --tracking-uri --ray-address --json --quiet",
-    "distill": "--teacher --data --root --recipe --epochs --seed --out --json --quiet",
+    "distill": "--teacher --data --root --smooth --recipe --epochs --seed --out --json --quiet",
     "show": "RUN_DIR --top --sync --json",
     "report": "RUN_DIR --out",
     "export": "RUN_DIR PATH --overwrite --prefer",

@@ -1,7 +1,7 @@
 """Joint data augmentation: a fixed chain of image operations, each fired independently with probability p.
 
-Joint data augmentation and cosine confidence distillation, ACCV 2022; chains and magnitudes are the published ones. An
-image is taken to 8-bit levels if anything fires on it, and left alone bit for bit if nothing does.
+Joint data augmentation and cosine confidence distillation, ACCV 2022; chains and magnitudes are the published ones (level A),
+`grey` is ours. An image is taken to 8-bit levels if anything fires on it, and left alone bit for bit if nothing does.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ OPERATIONS: dict[str, Operation] = {
 
 # (operation, magnitude) in order. Published values are points of ten-point grids: rotation 30°·i/9, shear 0.3·i/9,
 # translation (150/331)·i/9, enhancements 0.9·i/9, threshold 256·(1 − i/9). Entries of magnitude `rest` do nothing;
-# they keep their place.
-CHAINS: dict[str, tuple[tuple[str, float], ...]] = {
+# in these three they keep their place.
+Chain = tuple[tuple[str, float], ...]
+PUBLISHED: dict[str, Chain] = {
     "cifar10": (
         ("invert", 0.0),
         ("rotate", 20 / 3),
@@ -110,6 +111,36 @@ CHAINS: dict[str, tuple[tuple[str, float], ...]] = {
         ("equalise", 0.0),
     ),
 }
+# On grey images colour does nothing, and what turns ink into ground takes digits and spectrograms out of what is known of
+# their class: inverted ones are never seen elsewhere, and of white ink on black a threshold below 255 leaves nothing.
+NOT_GREY = ("colour", "invert", "solarise")
+
+
+def _clean(chain: Chain) -> Chain:
+    """Without the entries that do nothing."""
+    return tuple((name, magnitude) for name, magnitude in chain if magnitude != OPERATIONS[name].rest)
+
+
+CHAINS: dict[str, Chain] = {
+    **PUBLISHED,
+    "cifar100-clean": _clean(PUBLISHED["cifar100"]),
+    "imagenet-clean": _clean(PUBLISHED["imagenet"]),
+    "grey": tuple(entry for entry in PUBLISHED["cifar10"] if entry[0] not in NOT_GREY),
+}
+
+
+def p_for_changed_share(chain: str, q: float, *, channels: int = 3, magnitude: float = 1.0) -> float:
+    """The p at which a share q in [0, 1] of the augmented rows is changed by the chain, beyond crop and mirror.
+
+    Solves 1 − (1 − p)^L = q, L being the number of operations that can change images of so many `channels` at this `magnitude`:
+    p = 1 − (1 − q)^(1/L). So the two readings of "the proportion of augmented samples" (p, and rows that are really changed) meet:
+    half of the rows are changed at p = .0483 of cifar10 (L = 14), .0561 of cifar100 (12), .0285 of imagenet (24). An operation that
+    fires may still leave an image as it is (autocontrast of one that has full contrast): q is an upper bound. Raises InputError.
+    """
+    if not 0 <= q <= 1:
+        raise InputError(f"a share of rows must be in [0, 1], got q={q}; take 0.5 for half of them")
+    effective = sum(step is not None for step in _steps(chain, magnitude, channels))
+    return float(1 - (1 - q) ** (1 / effective))
 
 
 def jda(

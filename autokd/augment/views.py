@@ -148,16 +148,41 @@ def _augmented_rows(rho: float, seed: int | Tensor, epoch: int | Tensor, index: 
             yield view, chosen
 
 
-def ccd_weight(teacher_logits: Tensor, batch: Batch, normalise: bool = False) -> Tensor:
-    """Row weights (N,): 1 for base rows, 1 + cos(z_original, z_augmented) in [0, 2] for augmented ones.
+def ccd_weight(
+    teacher_logits: Tensor,
+    batch: Batch,
+    normalise: bool = False,
+    form: str = "cosine",
+    power: float = 1.0,
+    temperature: float = 4.0,
+) -> Tensor:
+    """Row weights (N,): 1 for base rows; for augmented ones, by `form`, with c = cos(z_original, z_augmented):
 
-    z are the teacher's raw logits (N, C), without temperature or centring. `normalise` divides the augmented weights
-    by their mean, so that the total weight of distillation does not change. Cosine confidence distillation (ACCV 2022).
+        cosine    1 + c in [0, 2], the published form: raw logits z (N, C) of the teacher, no temperature, no centring
+        half      (1 + c)/2 in [0, 1]: identical views weigh as much as a base row
+        power     (1 + c)^power
+        softened  1 + c of softmax(z/temperature), in [1, 2]
+        centred   1 + c of z less its mean over classes: a common offset of all logits does not count as agreement
+
+    `normalise` divides the augmented weights by their mean, so that the total weight of distillation does not change. Cosine
+    confidence distillation (ACCV 2022; level A for "cosine"; the other forms and `normalise` are ours).
     """
-    cosine = torch.cosine_similarity(teacher_logits, teacher_logits[batch.parent], dim=1, eps=1e-8)
+    compared = _compared(teacher_logits, form, temperature)
+    cosine = torch.cosine_similarity(compared, compared[batch.parent], dim=1, eps=1e-8)
+    weight = (1 + cosine).clamp_min(0)  # rounding leads below 0, where powers are not numbers
+    if form == "power":
+        weight = weight**power
+    elif form == "half":
+        weight = weight / 2
     augmented = batch.view > 0
-    weight = 1 + cosine
     if normalise:
         mean = (weight * augmented).sum() / augmented.sum().clamp_min(1)
         weight = weight / mean.clamp_min(1e-6)
     return torch.where(augmented, weight, 1.0).to(teacher_logits.dtype)
+
+
+def _compared(logits: Tensor, form: str, temperature: float) -> Tensor:
+    """Of which the cosine is taken."""
+    if form == "softened":
+        return (logits / temperature).softmax(1)
+    return logits - logits.mean(1, keepdim=True) if form == "centred" else logits

@@ -117,5 +117,6 @@ class Gathering:
 def step_of(order: Order) -> tuple[object, ...]:
     """What trials must agree in to be fed the same batches: seed, views, batch size, where they stand and where they go."""
     recipe = order.recipe
-    views = recipe.augment.model_copy(update={"ccd": False, "ccd_normalise": False})
+    weights = {name for name in type(recipe.augment).model_fields if name.startswith("ccd")}  # of rows: a trial's own
+    views = recipe.augment.model_dump(exclude=weights)
     return order.seed, views, recipe.optim.batch, order.start, order.to, order.total

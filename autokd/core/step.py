@@ -207,6 +207,9 @@ def parts_of(
 
 def row_weights(recipe: Recipe, teacher: Outputs | None, batch: Batch) -> Tensor | None:
     """Cosine confidence of the teacher in the augmented rows, if the recipe asks for it."""
-    if teacher is None or recipe.augment.policy != "jda" or not recipe.augment.ccd:
+    augment = recipe.augment
+    if teacher is None or augment.policy != "jda" or not augment.ccd:
         return None
-    return ccd_weight(teacher.logits, batch, normalise=recipe.augment.ccd_normalise)
+    return ccd_weight(
+        teacher.logits, batch, augment.ccd_normalise, augment.ccd_form, augment.ccd_power, augment.ccd_temperature
+    )

@@ -103,6 +103,12 @@ def logits_of(output: object) -> Tensor:
 # ---- finding out
 
 
+def places(module: nn.Module, example: Tensor) -> tuple[str | None, tuple[str, ...]]:
+    """Names of the submodules a Tap hooks: the one that hears the embedding, None if none does, and those that put out the stages."""
+    seen = _probe(module, example)
+    return seen.embedding[0] if seen.embedding else None, tuple(name for (name, _), _ in seen.stages)
+
+
 @dataclass
 class _Seen:
     """What one forward pass showed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -11,9 +11,11 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
+from autokd.augment import p_for_changed_share
 from autokd.augment.counters import Stream, uniform
 from autokd.augment.jda import CHAINS, OPERATIONS, jda
 from autokd.errors import InputError
+from autokd.recipe import AugmentSpec
 
 torch.set_num_threads(1)
 SIZE = (16, 64)  # height, width
@@ -106,8 +108,43 @@ def test_operations_keep_shape_and_whole_levels_on_small_images(name: str, size:
 # ---- chains
 
 
-def test_chains_are_the_published_ones() -> None:
-    assert {name: len(chain) for name, chain in CHAINS.items()} == {"cifar10": 14, "cifar100": 14, "imagenet": 25}
+STEP = {
+    "rotate": 30 / 9,
+    "shear_x": 0.3 / 9,
+    "shear_y": 0.3 / 9,
+    "translate_x": 150 / 331 / 9,
+    "translate_y": 150 / 331 / 9,
+}
+PAPER = {  # operation and point of its ten-point grid, as they are published
+    "cifar10": "invert rotate:2 shear_y:8 posterise=4 autocontrast colour:3 sharpness:9 equalise contrast:7 translate_y:3 "
+    "brightness:6 solarise:2 translate_x:3 shear_x:8",
+    "cifar100": "autocontrast contrast:3 posterise=8 solarise:4 translate_y:8 shear_x:5 brightness:3 shear_y:0 translate_x:1 "
+    "sharpness:5 invert colour:4 equalise rotate:3",
+    "imagenet": "posterise=4 solarise:5 equalise posterise=5 equalise equalise solarise:3 posterise=6 rotate:3 equalise "
+    "rotate:8 rotate:9 equalise invert colour:4 rotate:8 colour:8 sharpness:7 shear_x:5 colour:0 equalise solarise:5 invert "
+    "colour:4 equalise",
+}
+
+
+def read(entry: str) -> tuple[str, float]:
+    """An entry as above, with its magnitude."""
+    name, _, point = entry.partition(":")
+    if "=" in entry:
+        name, _, bits = entry.partition("=")
+        return name, float(bits)
+    if not point:
+        return name, 0.0
+    return name, 256 * (1 - int(point) / 9) if name == "solarise" else int(point) * STEP.get(name, 0.1)
+
+
+@pytest.mark.parametrize("chain", PAPER)
+def test_chains_are_the_published_ones(chain: str) -> None:
+    expected = [read(entry) for entry in PAPER[chain].split()]
+    assert [name for name, _ in CHAINS[chain]] == [name for name, _ in expected]
+    assert [magnitude for _, magnitude in CHAINS[chain]] == pytest.approx([magnitude for _, magnitude in expected])
+
+
+def test_published_magnitudes_are_those_of_the_table() -> None:
     rounded = {name: [(operation, round(m, 3)) for operation, m in chain] for name, chain in CHAINS.items()}
     assert rounded["cifar10"][1:4] == [("rotate", 6.667), ("shear_y", 0.267), ("posterise", 4.0)]
     assert rounded["cifar10"][9:12] == [("translate_y", 0.151), ("brightness", 0.6), ("solarise", 199.111)]
@@ -116,6 +153,80 @@ def test_chains_are_the_published_ones() -> None:
     assert [m for operation, m in rounded["imagenet"] if operation == "solarise"] == [113.778, 170.667, 113.778]
     assert [m for operation, m in rounded["imagenet"] if operation == "rotate"] == [10.0, 26.667, 30.0, 26.667]
     assert {operation for chain in CHAINS.values() for operation, _ in chain} == set(OPERATIONS)
+
+
+def test_recipes_know_the_chains() -> None:
+    assert get_args(AugmentSpec.model_fields["chain"].annotation) == tuple(CHAINS)
+
+
+@pytest.mark.parametrize("clean", ["cifar100-clean", "imagenet-clean", "cifar10"])
+def test_every_operation_of_a_clean_chain_fires(clean: str) -> None:
+    published = CHAINS[clean.removesuffix("-clean")]
+    idle = {("posterise", 8.0), ("shear_y", 0.0), ("colour", 0.0)}
+    assert CHAINS[clean] == tuple(entry for entry in published if entry not in idle)
+    _, fired = jda(batch_like(2), **settings(chain=clean, p=1.0), index=torch.arange(2))
+    assert bool(fired.all()) and fired.shape[1] == {"cifar10": 14, "cifar100-clean": 12, "imagenet-clean": 24}[clean]
+
+
+def test_the_grey_chain_leaves_out_what_does_nothing_to_grey_images_or_takes_their_ink_away() -> None:
+    assert CHAINS["grey"] == tuple(
+        entry for entry in CHAINS["cifar10"] if entry[0] not in ("colour", "invert", "solarise")
+    )
+    _, fired = jda(batch_like(2, 1), **settings(chain="grey", p=1.0), index=torch.arange(2))
+    assert bool(fired.all()) and fired.shape == (2, 11)
+    ink = torch.zeros(1, 1, 8, 8)
+    ink[:, :, 2:6, 3:5] = 255
+    thresholds = [m for chain in CHAINS.values() for operation, m in chain if operation == "solarise"]
+    assert not any(bool(OPERATIONS["solarise"].run(ink, threshold).any()) for threshold in thresholds)
+
+
+# ---- shares of changed rows
+
+HALF_CHANGED = {
+    "cifar10": 0.04830484699,
+    "cifar100": 0.05612568732,
+    "cifar100-clean": 0.05612568732,
+}  # of the reference
+HALF_CHANGED |= {"imagenet": 0.02846805885, "imagenet-clean": 0.02846805885}
+
+
+@pytest.mark.parametrize("chain", HALF_CHANGED)
+def test_p_for_half_of_the_rows_is_the_reference_one(chain: str) -> None:
+    assert p_for_changed_share(chain, 0.5) == pytest.approx(HALF_CHANGED[chain], rel=1e-9)
+
+
+@pytest.mark.parametrize(("chain", "p", "listed", "share"), [
+    ("cifar10", 0.5, 7.0, 0.9999389648), ("cifar100", 0.3, 4.2, 0.9861587128), ("imagenet", 0.2, 5.0, 0.9952776335)
+])  # fmt: skip
+def test_p_leads_to_its_share_and_back(chain: str, p: float, listed: float, share: float) -> None:
+    assert p * len(CHAINS[chain]) == pytest.approx(listed)
+    assert p_for_changed_share(chain, share) == pytest.approx(p, rel=1e-5)
+
+
+def test_what_has_no_effect_does_not_count() -> None:
+    assert p_for_changed_share("cifar100", 0.5, channels=1) == pytest.approx(
+        1 - 0.5 ** (1 / 11)
+    )  # colour of grey images
+    assert p_for_changed_share("cifar10", 0.5, magnitude=0.1) == pytest.approx(
+        1 - 0.5 ** (1 / 13)
+    )  # posterise to 7.6 bits
+    assert (p_for_changed_share("grey", 0.0), p_for_changed_share("grey", 1.0)) == (0.0, 1.0)
+
+
+def test_so_many_rows_are_changed() -> None:
+    n, q = 4000, 0.3
+    p = p_for_changed_share("cifar100", q)
+    _, fired = jda(batch_like(n, size=(2, 2)), **settings(p=p), index=torch.arange(n))
+    assert abs(float(fired.any(1).float().mean()) - q) < 3 * (q * (1 - q) / n) ** 0.5
+
+
+@pytest.mark.parametrize("q", [-0.1, 1.1, float("nan")])
+def test_what_is_no_share_is_refused(q: float) -> None:
+    with pytest.raises(InputError, match=r"must be in \[0, 1\]"):
+        p_for_changed_share("cifar10", q)
+
+
+# ---- firing
 
 
 @pytest.mark.parametrize(("chain", "idle"), [("cifar10", []), ("cifar100", [2, 7]), ("imagenet", [19])])

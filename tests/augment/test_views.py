@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from autokd.augment.base import base_view
-from autokd.augment.jda import jda
+from autokd.augment.jda import CHAINS, jda
 from autokd.augment.views import ccd_weight, make_batch
-from autokd.errors import InputError
+from autokd.core.step import row_weights
+from autokd.errors import InputError, RecipeError
 from autokd.objectives.logits import KD
 from autokd.protocols import Batch, Outputs
-from autokd.recipe import AugmentSpec
+from autokd.recipe import AugmentSpec, Recipe
 
 torch.set_num_threads(1)
 X = torch.randint(0, 256, (300, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -68,8 +69,9 @@ def test_policy_jda_adds_a_chain_then_a_crop_of_its_own() -> None:
     assert torch.equal(batch.y, Y[batch.index]) and torch.equal(batch.index, batch.index[batch.parent])
 
 
-def test_p_zero_leaves_a_crop_and_mirror_of_its_own() -> None:
-    batch = made(p=0.0)
+@pytest.mark.parametrize("chain", CHAINS)
+def test_p_zero_leaves_a_crop_and_mirror_of_its_own(chain: str) -> None:
+    batch = made(p=0.0, chain=chain)
     expected = base_view(X[INDEX[:40]].float() / 255, 3, 2, INDEX[:40], 1, 1, True)
     assert torch.equal(batch.x[40:], expected) and not torch.equal(batch.x[40:], batch.x[:40])
 
@@ -193,6 +195,70 @@ def test_weighted_kd_over_all_rows_is_the_reference_soft_loss() -> None:
     plain = KD(temperature=4.0)(Outputs(student), Outputs(teacher), batch)
     total = 2 * (0.5 * float(torch.nn.functional.cross_entropy(student, batch.y)) + 0.5 * float(plain["kd"]))
     assert total == pytest.approx(3.2724662807400122, rel=1e-9)  # ccd.kd_on_the_same_rows
+
+
+FORMS: dict[str, tuple[dict[str, object], list[float]]] = {  # of the reference pairs, in closed form
+    "cosine": ({}, [1.8389384657578502, 1.2256728536825647]),
+    "half": ({}, [1.8389384657578502 / 2, 1.2256728536825647 / 2]),
+    "power": ({"power": 2.5}, [1.8389384657578502**2.5, 1.2256728536825647**2.5]),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_the_weight_follow_from_the_reference_ones(form: str) -> None:
+    _, teacher, batch = ccd_inputs()
+    fields, expected = FORMS[form]
+    assert ccd_weight(teacher, batch, form=form, **fields).tolist() == pytest.approx([1, 1, *expected], rel=1e-9)  # type: ignore[arg-type]
+
+
+def test_softened_and_centred_forms_compare_what_they_say() -> None:
+    _, teacher, batch = ccd_inputs()
+    for form, seen in (
+        ("softened", (teacher / 4).softmax(1)),
+        ("centred", teacher - teacher.mean(1, keepdim=True)),
+    ):
+        expected = [1 + float(seen[row] @ seen[row - 2] / (seen[row].norm() * seen[row - 2].norm())) for row in (2, 3)]
+        assert ccd_weight(teacher, batch, form=form).tolist() == pytest.approx([1, 1, *expected], rel=1e-9)
+        assert ccd_weight(teacher, batch).tolist() != pytest.approx([1, 1, *expected], rel=1e-3)
+    hot = ccd_weight(teacher, batch, form="softened", temperature=1e6)
+    torch.testing.assert_close(hot[2:], torch.full((2,), 2.0, dtype=hot.dtype), msg="of uniform distributions")
+    moved = ccd_weight(teacher + torch.tensor([[5.0], [-3.0], [9.0], [0.0]]), batch, form="centred")
+    torch.testing.assert_close(moved, ccd_weight(teacher, batch, form="centred"), msg="offsets of rows do not count")
+
+
+@pytest.mark.parametrize("form", ["cosine", "half", "power", "softened", "centred"])
+@pytest.mark.parametrize("normalise", [False, True])
+def test_every_form_is_finite_and_of_mean_one_if_that_is_asked_for(form: str, normalise: bool) -> None:
+    _, teacher, batch = ccd_inputs()
+    opposite = torch.cat([teacher[:2], -teacher[:1], teacher[3:]])
+    for logits in (teacher, opposite, torch.zeros(4, 5, dtype=torch.float64), opposite.float()):
+        weight = ccd_weight(logits, batch, normalise, form, 0.3)
+        assert bool(weight.isfinite().all()) and float(weight.min()) >= 0 and weight[:2].tolist() == [1, 1]
+        assert not normalise or float(weight[2:].mean()) == pytest.approx(1)
+
+
+def test_weights_of_one_are_kd_on_all_rows_and_identical_views_raise_it_by_half() -> None:
+    student, teacher, batch = ccd_inputs()
+    same = Outputs(torch.cat([teacher[:2], teacher[:2]]))
+    plain = KD(temperature=4.0)(Outputs(student), same, batch)["kd"]
+    half = KD(temperature=4.0)(Outputs(student), same, batch, ccd_weight(same.logits, batch, form="half"))["kd"]
+    assert float(half) == pytest.approx(float(plain), rel=1e-12)
+    double, twice = ccd_weight(same.logits, batch), Outputs(torch.cat([student[:2], student[:2]]))
+    assert double.tolist() == pytest.approx([1, 1, 2, 2], rel=1e-12)
+    plain = KD(temperature=4.0)(twice, same, batch)["kd"]
+    assert float(KD(temperature=4.0)(twice, same, batch, double)["kd"]) == pytest.approx(1.5 * float(plain), rel=1e-12)
+
+
+def test_recipes_choose_the_form() -> None:
+    _, teacher, batch = ccd_inputs()
+    for chosen in ({"ccd_form": "power", "ccd_power": 3.0}, {"ccd_form": "softened", "ccd_temperature": 2.0}):
+        augment = {"policy": "jda", "ccd": True, **chosen}
+        recipe = Recipe.from_dict({"student": {"family": "resnet"}, "augment": augment})
+        expected = ccd_weight(teacher, batch, form=str(chosen["ccd_form"]), power=3.0, temperature=2.0)
+        assert torch.equal(row_weights(recipe, Outputs(teacher), batch), expected)  # type: ignore[arg-type]
+    for wrong in ({"ccd_form": "cosin"}, {"ccd_power": 0}, {"ccd_power": 8.1}, {"ccd_temperature": 0}):
+        with pytest.raises(RecipeError, match=f"augment.{next(iter(wrong))}"):
+            Recipe.from_dict({"student": {"family": "resnet"}, "augment": wrong})
 
 
 def test_identical_views_weigh_two_opposite_ones_nothing() -> None:

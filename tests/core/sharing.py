@@ -33,7 +33,7 @@ CASES: dict[str, dict[str, Any]] = {
     "kd, adamw": {"terms": (KD,), "optim": ADAMW},
     "kd, no momentum": {"terms": (KD,), "optim": {**SMALL, "momentum": 0.0, "schedule": "constant"}},
     "whole views": {"terms": (KD,), "augment": JDA},
-    "two whole views": {"terms": (KD,), "augment": {**JDA, "rho": 0.667, "ccd_normalise": True}},
+    "two whole views": {"terms": (KD,), "augment": {**JDA, "rho": 0.667, "ccd_normalise": True, "ccd_form": "centred"}},
     "a peer": {"terms": (KD,), "peers": {"count": 1, "temperature": 2.0}},
     "no teacher": {"terms": ()},
     "many objectives": {"terms": MANY},

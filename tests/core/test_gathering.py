@@ -131,7 +131,8 @@ def test_what_a_batch_does_not_depend_on_may_differ(name: str) -> None:
 
 
 def test_confidence_weights_are_a_trials_own() -> None:
-    jda = [recipe(augment={"policy": "jda", "ccd": ccd}) for ccd in (False, True)]
+    weighed = ({"ccd": False}, {"ccd": True, "ccd_normalise": True, "ccd_form": "power", "ccd_power": 2.0})
+    jda = [recipe(augment={"policy": "jda", **ccd}) for ccd in weighed]
     one, other = (replace(order(of), trial="t") for of in jda)
     assert step_of(one) == step_of(other)
 

@@ -182,7 +182,7 @@ def test_every_registered_objective_can_be_replayed(name: str) -> None:
     taught = teacher(batch.x).detach()
     before = kept([objective])
     with Watch("cpu") as watch:
-        sum(parts_of(objective, student(batch.x), taught, batch, None, FakeAsk()).values()).backward()
+        sum(parts_of(objective, student(batch.x), taught, batch, None).values()).backward()
     assert watch.found == "" and kept([objective]) == before
 
 
