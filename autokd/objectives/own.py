@@ -50,15 +50,16 @@ class TfKDReg(Objective):
     def forward(
         self, student: Outputs, teacher: Outputs, batch: Batch, row_weight: Tensor | None = None
     ) -> dict[str, Tensor]:
-        virtual = self._virtual(student.logits, batch.y)
-        loss = kl_rows(student.logits, virtual, 1.0).mean()
+        loss = virtual_teacher(student.logits, batch.y, self.accuracy, self.tau)
         return {"tfkd_reg": loss if self.reduction == "rows" else loss / student.logits.shape[1]}
 
-    def _virtual(self, logits: Tensor, y: Tensor) -> Tensor:
-        """v/tau, (N, C)."""
-        classes = logits.shape[1]
-        right = (torch.arange(classes, device=logits.device) == y[:, None]).to(logits.dtype)
-        return (right * self.accuracy + (1 - right) * (1 - self.accuracy) / (classes - 1)) / self.tau
+
+def virtual_teacher(logits: Tensor, y: Tensor, accuracy: float | Tensor, tau: float | Tensor) -> Tensor:
+    """⟨KL(softmax(v/tau) ‖ softmax(logits))⟩, v = accuracy at the label, (1 − accuracy)/(C − 1) elsewhere; logits (N, C), labels (N,)."""
+    classes = logits.shape[1]
+    right = (torch.arange(classes, device=logits.device) == y[:, None]).to(logits.dtype)
+    virtual = right * accuracy + (1 - right) * (1 - accuracy) / (classes - 1)
+    return kl_rows(logits, virtual / tau, 1.0).mean()
 
 
 class BYOT(Objective):

@@ -12,6 +12,7 @@ from torch.nn import functional
 from autokd.errors import RecipeError
 from autokd.objectives.features import at_equal_size, attention, stage_pairs
 from autokd.objectives.logits import kl_rows
+from autokd.objectives.own import virtual_teacher
 from autokd.objectives.review import BatchScale
 from autokd.peers.base import Mutual, Parts, PeerSystem, require_stages, risen
 from autokd.peers.mutual import mutual_loss
@@ -159,18 +160,6 @@ def correct_response(own: Tensor, other: Tensor, y: Tensor) -> Tensor:
     """Mean KL(other ‖ own) over the rows that the other network has right, 0 without any; logits (N, C), labels (N,)."""
     right = (other.argmax(1) == y).to(own.dtype)
     return (right * kl_rows(own, other.detach(), 1.0)).sum() / right.sum().clamp_min(1)
-
-
-def virtual_teacher(logits: Tensor, y: Tensor, a: float | Tensor, tau: float | Tensor) -> Tensor:
-    """⟨KL(softmax(v/tau) ‖ softmax(logits))⟩, v = a at the label and (1 − a)/(C − 1) elsewhere; logits (N, C), labels (N,).
-
-    The regulariser of Tf-KD (Yuan et al., CVPR 2020) as a mean over rows; their code has one over rows and classes.
-    """
-    # one_hot would read the labels on the host, and no step that does can be recorded
-    label = torch.zeros_like(logits).scatter(1, y[:, None], 1.0)
-    rest = (1 - a) / (logits.shape[1] - 1)
-    log_virtual = ((rest + (a - rest) * label) / tau).log_softmax(1)
-    return (log_virtual.exp() * (log_virtual - logits.log_softmax(1))).sum(1).mean()
 
 
 def attention_gap(own: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:

@@ -24,8 +24,9 @@ from torch.nn import functional
 
 from autokd.errors import RecipeError
 from autokd.objectives.features import AT
+from autokd.objectives.own import virtual_teacher
 from autokd.peers import SYSTEMS
-from autokd.peers.fusion import correct_response, virtual_teacher
+from autokd.peers.fusion import correct_response
 from autokd.protocols import Shapes
 
 Y = [1, 0, 4, 2]
