@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from autokd.augment.counters import Stream
 from autokd.errors import RecipeError
+from autokd.objectives.drawing import ByClass
 from autokd.objectives.relations import embedding_of
 from autokd.objectives.requirements import require_embedding
 from autokd.protocols import Ask, Batch, Objective, Outputs, Samples, Shapes
@@ -44,9 +45,6 @@ class CRD(Objective):
     weight_range: ClassVar[tuple[float, float]] = (0.1, 4.0)
     divergence: ClassVar[bool] = False  # equal networks have different memories and projections
     asks: ClassVar[bool] = True
-    by_class: Tensor  # (n,) samples, those of a class together
-    begins: Tensor  # (n,) of each sample: where its class begins in by_class
-    alike: Tensor  # (n,) of each sample: how many are of its class
     of_students: Tensor  # (n, dim) memory
     of_teachers: Tensor
     normalisers: Tensor  # (2,) Z of comparisons with the memory of the teacher, of the student
@@ -54,21 +52,15 @@ class CRD(Objective):
     def __init__(self, *, negatives: int = 4096, tau: float = 0.07, momentum: float = 0.5, dim: int = 128) -> None:
         super().__init__()
         self.negatives, self.tau, self.momentum, self.dim = negatives, tau, momentum, dim
-        for name in ("by_class", "begins", "alike"):  # the training split knows them: not for checkpoints
-            self.register_buffer(name, torch.zeros(0, dtype=torch.int64), persistent=False)
+        self.samples = 0
 
     def know(self, samples: Samples) -> None:
         """Sort the samples by class. Raises RecipeError without two classes."""
-        y = samples.y
-        if y.dim() != 1:
+        if samples.y.dim() != 1:
             raise RecipeError(
-                f"objective 'crd' needs one class per sample, labels have shape {tuple(y.shape[1:])}; use kd"
+                f"objective 'crd' needs one class per sample, labels have shape {tuple(samples.y.shape[1:])}; use kd"
             )
-        _, classes, sizes = y.unique(return_inverse=True, return_counts=True)
-        if len(sizes) < 2:
-            raise RecipeError(f"objective 'crd' contrasts samples of different classes, got {len(sizes)}; leave it out")
-        self.by_class = classes.argsort(stable=True)
-        self.begins, self.alike = (sizes.cumsum(0) - sizes)[classes], sizes[classes]
+        self.samples, self.by_class = len(samples), ByClass(samples.y)
 
     def build(self, student: Shapes, teacher: Shapes) -> None:
         """Draw the projections and what is remembered at first. Raises RecipeError without embeddings."""
@@ -77,7 +69,7 @@ class CRD(Objective):
         self.project_teacher = nn.Linear(teacher.embedding, self.dim)
         spread = (3 / self.dim) ** 0.5  # rows of uniform numbers in ± this have about unit norm
         for name in ("of_students", "of_teachers"):
-            self.register_buffer(name, spread * (2 * torch.rand(len(self.by_class), self.dim) - 1))
+            self.register_buffer(name, spread * (2 * torch.rand(self.samples, self.dim) - 1))
         self.register_buffer("normalisers", torch.full((2,), UNKNOWN))
 
     def forward(
@@ -100,15 +92,10 @@ class CRD(Objective):
         return {"crd": loss}
 
     def _drawn(self, batch: Batch, ask: Ask) -> Tensor:
-        """Samples of other classes, (N, K): a place among those is a place in `by_class` if it passes over the row's own class.
-
-        Numbers in [0, 1) are of 24 bits: times a count of at most 2²⁴ they stay below it in float32.
-        """
+        """Samples of other classes, (N, K)."""
         number = torch.arange(self.negatives, device=batch.index.device)
-        begins, alike = self.begins[batch.index][:, None], self.alike[batch.index][:, None]
         chance = ask.uniform(Stream.NEGATIVE, batch.index[:, None], batch.view[:, None], number)
-        place = (chance * (len(self.by_class) - alike)).long()
-        return self.by_class[place + torch.where(place >= begins, alike, 0)]
+        return self.by_class.other_class(batch.y[:, None], chance)
 
     def _contrast(self, rows: Tensor, memory: Tensor, compared: Tensor, normaliser: Tensor) -> Tensor:
         """Of projections (N, dim) with the samples `compared` (N, 1 + K), the first of which is their own.

@@ -31,7 +31,10 @@ class ByClass(nn.Module):
         self.register_buffer("count", count, persistent=False)
 
     def other_class(self, y: Tensor, random: Tensor) -> Tensor:
-        """A sample of another class than `y` (M,), uniform over all of them for `random` (M,) uniform in [0, 1): index (M,) int64."""
+        """Samples of other classes than `y`, uniform over all of these for `random` uniform in [0, 1); shapes are broadcast, int64.
+
+        Random numbers are of 24 bits: times a count of at most 2²⁴ they stay below it in float32.
+        """
         own = self.count[y]
         place = (random * (len(self.order) - own)).long()  # among the samples of the others
         return self.order[torch.where(place < self.first[y], place, place + own)]
