@@ -32,7 +32,7 @@ FLOORS = [
     ["core"],
     ["tracking", "progress", "export", "report", "plan", "orchestrate", "arguments"],
     ["teacher"],
-    ["delivery", "taping", "scope", "warm_start"],
+    ["delivery", "taping", "scope", "warm_start", "heads"],
     ["outcome"],
     ["session"],
     ["new_search"],

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 
 from autokd.errors import RecipeError, nearest
-from autokd.objectives import features, logits, relations, review
+from autokd.objectives import features, logits, relations, review, staged
 from autokd.protocols import Objective
 from autokd.recipe import Rule
 
@@ -29,6 +29,9 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "sp": relations.SP,  # Tung, Mori 2019
     "pkt": relations.PKT,  # Passalis, Tefas 2018
     "triplet": relations.Triplet,  # Oki 2020
+    "mtkd_ssr": staged.MTKDSSR,  # Gou 2023
+    "hsakd": staged.HSAKD,  # Yang 2021
+    "sskd": staged.SSKD,  # Xu 2020
 }
 
 

@@ -31,13 +31,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autokd.augment.jda import CHAINS
+from autokd.augment.views import augmented_views
 from autokd.core import replay, teaching
 from autokd.core.core import TrainingCore
 from autokd.core.device import Setting
 from autokd.core.live import Live
 from autokd.core.loop import feed
 from autokd.core.replay import Replay
-from autokd.core.teaching import augmented_views, fingerprint
+from autokd.core.teaching import fingerprint
 from autokd.data import Data
 from autokd.protocols import Batch
 from autokd.recipe import AugmentSpec, Recipe

@@ -7,13 +7,30 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
+from dataclasses import replace
 from pathlib import Path
 
+import losses
 import pytest
 import torch
-from losses import batch_of, built, everything_finite, number, random_outputs, reference, rows, total, with_gradient
+from losses import (
+    batch_of,
+    built,
+    everything_finite,
+    headed,
+    number,
+    permuted,
+    random_outputs,
+    reference,
+    rotated,
+    rows,
+    total,
+    with_gradient,
+)
 from torch import Tensor
 
+from autokd.core.headed import HEADS, with_heads
 from autokd.errors import RecipeError
 from autokd.objectives import OBJECTIVES
 from autokd.objectives.features import stage_pairs
@@ -30,6 +47,14 @@ EVERY = pytest.mark.parametrize("name", OBJECTIVES)
 
 @EVERY
 class TestEveryObjective:
+    @pytest.fixture(autouse=True)
+    def rotations(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Batches hold them where the objective needs them."""
+        if OBJECTIVES[name].rotations:
+            made = losses.batch_of
+            for module in (losses, sys.modules[__name__]):
+                monkeypatch.setattr(module, "batch_of", lambda *given: rotated(made(*given)))
+
     def test_constructor_takes_its_fields_with_their_defaults_by_keyword(self, name: str) -> None:
         objective = OBJECTIVES[name]
         taken = inspect.signature(objective).parameters
@@ -94,8 +119,8 @@ class TestEveryObjective:
         student, teacher, batch = reference()
         objective, order = built(name, student, teacher), torch.tensor([2, 0, 3, 1])
         straight = objective(student, teacher, batch)
-        permuted = objective(rows(student, order), rows(teacher, order), batch_of([4, 1, 2, 0]))
-        assert {key: number(term) for key, term in permuted.items()} == pytest.approx(
+        moved = objective(rows(student, order), rows(teacher, order), permuted(batch, order))
+        assert {key: number(term) for key, term in moved.items()} == pytest.approx(
             {key: number(term) for key, term in straight.items()}, rel=1e-12
         )
 
@@ -138,7 +163,7 @@ class TestEveryObjective:
         student = Outputs(loud * leaves[0].sign(), scale * leaves[1], tuple(scale * leaf for leaf in leaves[2:]))
         student.logits.retain_grad()
         teacher = random_outputs(1, scale=scale)
-        teacher = Outputs(loud * teacher.logits.sign(), teacher.embedding, teacher.stages)
+        teacher = replace(teacher, logits=loud * teacher.logits.sign())
         fields = {"temperature": 0.5} if "temperature" in OBJECTIVES[name].fields else {}
         objective = built(name, student, teacher, **fields)
         wanted = [student.logits, *leaves[1:]]
@@ -165,7 +190,7 @@ class TestEveryObjective:
         odd = Outputs(torch.randn(6, 5, generator=draw), torch.randn(6, 11, generator=draw), maps)
         other = random_outputs(0)
         other = Outputs(other.logits, other.embedding, other.stages[:2])
-        student, teacher = (odd, other) if deeper == "student" else (other, odd)
+        student, teacher = (odd, headed(other)) if deeper == "student" else (other, headed(odd))
         student, leaves = with_gradient(student)
         terms = built(name, student, teacher)(student, teacher, batch_of([0, 1, 2, 3, 4, 0]))
         assert everything_finite(terms, leaves) and number(total(terms)) > 0
@@ -420,6 +445,6 @@ def test_networks_without_an_embedding_are_refused(name: str) -> None:
     with pytest.raises(RecipeError, match=rf"'{name}'.*teacher's has width 0; use"):
         OBJECTIVES[name]().build(Shapes(5, 7, stages), Shapes(5, 0, stages))
     objective, bare = OBJECTIVES[name](), Outputs(torch.zeros(2, 5), None, (torch.zeros(2, 4, 6, 6),))
-    objective.build(Shapes(5, 7, stages), Shapes(5, 7, stages))
+    objective.build(Shapes(5, 7, stages), with_heads(Shapes(5, 7, stages), HEADS))
     with pytest.raises(RecipeError, match=f"'{name}' needs embeddings"):
         objective(bare, bare, batch_of([0, 1]))
