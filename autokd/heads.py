@@ -81,7 +81,7 @@ def fit_heads(
     rotated row is of: cross-entropy of cosines against it, without temperature. `epochs` by default about a fifth of the teacher's
     own cost. Raises TeacherError for a teacher without what they read, InputError for rotations of what is no square image.
     """
-    heads = new_heads(kind, teacher.shapes)
+    heads = _untrained(teacher, kind, seed)
     epochs = default_epochs(teacher, kind) if epochs is None else epochs
     if epochs < 1:
         raise InputError(f"heads need at least 1 epoch, got {epochs}; leave it out for the default")
@@ -109,13 +109,17 @@ def _restored(heads: nn.ModuleList, path: Path) -> bool:
     return True
 
 
+def _untrained(teacher: Teacher, kind: str, seed: int) -> nn.ModuleList:
+    with torch.random.fork_rng(devices=[]):
+        seed_everything(seed)
+        return new_heads(kind, teacher.shapes)
+
+
 def _trained(teacher: Teacher, kind: str, epochs: int, seed: int, device: str) -> nn.ModuleList:
     """SGD with Nesterov momentum along a cosine, on features that do not learn."""
     data = teacher.data
     setting = Setting(device, threads=cpu_count() if len(data.train.y) >= ALL_CORES else 1)
-    with torch.random.fork_rng(devices=[]):
-        seed_everything(seed)
-        heads = new_heads(kind, teacher.shapes).to(setting.device)
+    heads = _untrained(teacher, kind, seed).to(device)
     parameters = list(heads.parameters())
     if not parameters:  # of a teacher with one stage
         return heads

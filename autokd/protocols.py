@@ -45,7 +45,9 @@ class Outputs:
     embedding: Tensor | None = None  # (N, D), input of the last linear layer
     stages: tuple[Tensor, ...] = ()  # (N, channels, height, width) after each stage
     attention: tuple[Tensor, ...] = ()  # (N, height, width) of each stage, unit norm: small enough to be recorded
-    aux: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)  # a teacher's, each (N, …), needed as "aux.<kind>":
+    aux: Mapping[str, tuple[Tensor, ...]] = field(
+        default_factory=dict
+    )  # a teacher's, each (N, …), needed as "aux.<kind>":
     # "pooled": the mean over positions of each stage; the rest what its heads of that kind say, see core/headed.py
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Outputs:
@@ -128,7 +130,9 @@ class Objective(nn.Module):
     listens: ClassVar[bool] = True  # to the teacher
     asks: ClassVar[bool] = False  # for other rows than those of the step
     teacher_heads: ClassVar[frozenset[str]] = frozenset()  # kinds of heads the teacher must have: see autokd/heads.py
-    rotations: ClassVar[bool] = False  # needs views of that policy: four rows per image, turned by 90 degrees times `view`
+    rotations: ClassVar[bool] = (
+        False  # needs views of that policy: four rows per image, turned by 90 degrees times `view`
+    )
 
     def know(self, samples: Samples) -> None:
         """Before `build`: the training split, for those that remember or draw samples."""

@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import events_of
 from tiny import CLASSES, SHAPE, expert, images, network, recipe, weights
 from torch.nn import functional
 
 import autokd
 from autokd import heads
 from autokd.core.data import to_float
+from autokd.core.device import Setting
 from autokd.core.headed import HEADS, Headed, said
 from autokd.core.live import LiveTeacher
-from autokd.core.device import Setting
 from autokd.errors import InputError, RecipeError, TeacherError
 from autokd.heads import default_epochs, fit_heads, kinds_for, with_fitted_heads
 from autokd.students import FAMILIES
@@ -58,7 +59,7 @@ def test_heads_learn_and_the_teacher_does_not(teacher: Teacher, kind: str, monke
     assert not any(parameter.requires_grad for parameter in (*found.parameters(), *teacher.module.parameters()))
     assert not any(part.training for part in (*found.modules(), *teacher.module.modules()))
     count = len(found)
-    assert sum(losses[-count:]) < 0.9 * sum(losses[:count])
+    assert sum(losses[-count:]) < 0.97 * sum(losses[:count])
 
 
 def _kept(loss: torch.Tensor, losses: list[float]) -> torch.Tensor:
@@ -132,6 +133,38 @@ def test_teachers_and_numbers_that_do_not_do_are_refused(teacher: Teacher) -> No
 
 
 # ---- where a loss wants them
+
+SPACE = """
+version: 1
+about: heads
+task: classification
+epochs: {max: 2}
+fields:
+  student.family: {choice: [resnet]}
+  student.resnet.width: {int: [4, 6], prior: 4}
+  select.staged: {choice: [mtkd_ssr]}
+  terms.mtkd_ssr.weight: {float: [0.1, 2], log: true, prior: 0.5}
+  augment.policy: base
+  optim.batch: 16
+"""
+
+
+def test_a_search_trains_them_first_and_a_resumed_one_finds_them(
+    teacher: Teacher, trainings: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    teacher.about["epochs"] = 3
+    (tmp_path / "heads.yaml").write_text(SPACE)
+    run = tmp_path / "run"
+    given: dict[str, Any] = {"constraints": {"params": "teacher/2"}, "executor": "inline", "tracking": False}
+    autokd.search(teacher, "1 trials", space=tmp_path / "heads.yaml", epochs=2, run_dir=run, ablation=False, **given)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "teacher heads (stage): 1 epoch" and trainings == ["stage"]
+    (head,) = events_of(run, "search")
+    assert "the teacher has heads trained for this search: stage" in head["plan"]["notes"]
+    assert "aux.stage" in head["settings"]["tape"]["payload"]
+    assert events_of(run, "rung") and not events_of(run, "fail")
+    autokd.resume(run, "1 trials", teacher=teacher, verbose=False)
+    assert trainings == ["stage"] and not events_of(run, "fail")
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,6 @@ class Headed(nn.Module):
         logits: Tensor = self.backbone(x)
         return logits
 
-    def said(self, kind: str, outputs: Outputs) -> tuple[Tensor, ...]:
-        """What each head of a kind says, from the backbone's own outputs."""
-        return said(self.heads.get_submodule(kind), kind, outputs)
-
 
 def said(heads: nn.Module, kind: str, outputs: Outputs) -> tuple[Tensor, ...]:
     """Each head of an nn.ModuleList on its stage, from the first on, or on the embedding."""

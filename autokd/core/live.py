@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from autokd.core.device import Setting
-from autokd.core.headed import HEADS, Headed, with_heads
+from autokd.core.headed import HEADS, Headed, said, with_heads
 from autokd.core.payload import POOLED, widths
 from autokd.core.replay import Replay, to_record
 from autokd.objectives.features import attention
@@ -18,7 +18,8 @@ from autokd.students.norm import switch
 from autokd.students.tap import Tap
 
 LOGITS = frozenset({"logits"})
-READ = {"attention": "stages", POOLED: "stages", **{f"aux.{kind}": read for kind, read in HEADS.items()}}  # need -> of what
+READ = {"attention": "stages", POOLED: "stages"}  # what is computed from what
+READ |= {f"aux.{kind}": read for kind, read in HEADS.items()}
 BLOCK = {"cpu": 64, "cuda": 4096}  # rows per pass where the number is free
 SAME = 1e-3  # relative difference of two passes over the same rows that is rounding, and no dropout
 FEW = 4  # rows of another batch: a teacher that normalises by its batch says something else of them
@@ -34,8 +35,9 @@ class LiveTeacher:
         switch(self.module, setting.fused_norm)
         self._taps: dict[frozenset[str], Tap] = {}
         self._one_at_a_time = Lock()  # lanes of one GPU share the teacher
-        kinds = self.module.heads.keys() if isinstance(self.module, Headed) else ()
-        self.shapes: Shapes = with_heads(self._tap(LOGITS).shapes, kinds)
+        self._network: nn.Module = module.backbone if isinstance(module, Headed) else module
+        self._heads = dict(module.heads.items()) if isinstance(module, Headed) else {}
+        self.shapes: Shapes = with_heads(self._tap(LOGITS).shapes, self._heads)
 
     def outputs(self, x: Tensor, needs: frozenset[str] = LOGITS) -> Outputs:
         """Detached outputs for float rows (N, …), float32; of all but the logits those in `needs`."""
@@ -70,20 +72,18 @@ class LiveTeacher:
 
     def _aux(self, found: Outputs, needs: frozenset[str]) -> dict[str, tuple[Tensor, ...]]:
         """What is asked for of the teacher's heads, and the means of its stages. A kind it has no heads of is left out."""
-        kinds = self.module.heads.keys() if isinstance(self.module, Headed) else ()
-        said = {kind: self.module.said(kind, found) for kind in kinds if f"aux.{kind}" in needs}
+        aux = {kind: said(heads, kind, found) for kind, heads in self._heads.items() if f"aux.{kind}" in needs}
         if POOLED in needs:
-            said["pooled"] = tuple(stage.float().mean((2, 3)) for stage in found.stages)
-        return said
+            aux["pooled"] = tuple(stage.float().mean((2, 3)) for stage in found.stages)
+        return aux
 
     def _format(self, x: Tensor) -> torch.memory_format:
         return self.setting.memory_format if x.dim() == 4 else torch.contiguous_format
 
     def _tap(self, needs: frozenset[str]) -> Tap:
         if needs not in self._taps:
-            network = self.module.backbone if isinstance(self.module, Headed) else self.module
             want = LOGITS.union(READ.get(need, need) for need in needs)
-            self._taps[needs] = Tap(network, self._example, want=want)
+            self._taps[needs] = Tap(self._network, self._example, want=want)
         return self._taps[needs]
 
 

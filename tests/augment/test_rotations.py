@@ -19,7 +19,13 @@ INDEX = torch.randperm(60, generator=torch.Generator().manual_seed(1))[:20]
 
 
 def made(
-    crops: str = "own", index: Tensor = INDEX, seed: int = 3, epoch: int = 2, pad: int = 2, flip: bool = True, x: Tensor = X
+    crops: str = "own",
+    index: Tensor = INDEX,
+    seed: int = 3,
+    epoch: int = 2,
+    pad: int = 2,
+    flip: bool = True,
+    x: Tensor = X,
 ) -> Batch:
     spec = AugmentSpec.model_validate({"policy": "rotations", "crops": crops})
     return make_batch(x[index], Y[index], index, augment=spec, seed=seed, epoch=epoch, pad=pad, flip=flip)

@@ -105,7 +105,9 @@ def test_a_teacher_without_heads_says_the_means_of_its_stages_alone(tmp_path: Pa
     assert set(live.outputs(torch.rand(2, 1, 8, 8), AUX).aux) == {"pooled"} and live.shapes.aux == {}
 
 
-@pytest.mark.parametrize(("kind", "shapes"), [("stage", Shapes(3, 7)), ("joint", Shapes(3, 7)), ("projection", Shapes(3, 0))])
+@pytest.mark.parametrize(
+    ("kind", "shapes"), [("stage", Shapes(3, 7)), ("joint", Shapes(3, 7)), ("projection", Shapes(3, 0))]
+)
 def test_what_heads_cannot_read_is_refused(kind: str, shapes: Shapes) -> None:
     with pytest.raises(TeacherError, match=rf"'{kind}' read .*, which this teacher does not put out; use"):
         new_heads(kind, shapes)
@@ -155,7 +157,7 @@ def test_whole_steps_train_as_launched_ones_do(tmp_path: Path, case: str) -> Non
     plain = launched(tmp_path / "plain", tape=plan, teacher=with_all_heads())
     its_core = recorded(tmp_path / "ours", ours, tape=plan, teacher=with_all_heads())
     theirs, report = train(plain, of(case), 3), train(its_core, of(case), 3)
-    assert report.notes == () and ours.records == 2 and ours.replays >= 8
+    assert report.notes == () and ours.records == 2 and ours.replays >= 5
     assert_close(state(its_core), state(plain), tolerance=1e-3)
     assert losses(report) == pytest.approx(losses(theirs), rel=1e-4)
 

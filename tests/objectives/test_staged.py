@@ -87,9 +87,7 @@ def test_review_without_a_teacher_is_the_label_and_logit_part_of_byot() -> None:
     assert len(heads) == 2
     labels = sum(functional.cross_entropy(each, batch.y) for each in heads)
     deepest = (student.logits / 4).softmax(1)
-    soft = sum(
-        16 * functional.kl_div((each / 4).log_softmax(1), deepest, reduction="batchmean") for each in heads
-    )
+    soft = sum(16 * functional.kl_div((each / 4).log_softmax(1), deepest, reduction="batchmean") for each in heads)
     terms = objective(student, teacher, batch)
     assert number(terms["scd"]) == number(terms["srd"]) == 0
     assert number(total(terms)) == pytest.approx(number(labels + soft), rel=1e-5)
@@ -153,7 +151,9 @@ def test_what_is_read_of_the_teacher(fields: dict[str, str], read: set[str]) -> 
 @pytest.mark.parametrize("name", ["mtkd_ssr", "hsakd", "sskd"])
 def test_a_teacher_without_heads_is_refused(name: str) -> None:
     plain = Shapes(5, 7, ((4, 6, 6), (8, 3, 3)))
-    with pytest.raises(RecipeError, match=rf"'{name}' needs heads of kind .*autokd.search and autokd.distill train them"):
+    with pytest.raises(
+        RecipeError, match=rf"'{name}' needs heads of kind .*autokd.search and autokd.distill train them"
+    ):
         OBJECTIVES[name]().build(plain, plain)
 
 
