@@ -27,6 +27,7 @@ from autokd.engine.engine import Engine
 from autokd.engine.passes import listens
 from autokd.errors import BudgetError, InputError, RunFolderError
 from autokd.goals import check_preference, parse_goals
+from autokd.heads import kinds_for, with_fitted_heads
 from autokd.ledger import Ledger
 from autokd.new_search import Asked, begin
 from autokd.orders import Order
@@ -148,13 +149,15 @@ def resume(
             _deliver_what_is_left(folder, settings, uri, verbose)
             return SearchResult(folder.path)
         chosen = Space.from_dict(head["space"], vocabulary())
+        device, kinds = settings.setting.device, kinds_for(chosen.objectives)
+        module = with_fitted_heads(teacher, kinds, device, lambda line: say(verbose, line))
         opened = stack.enter_context(
             open_lanes(
                 settings.executor,
                 settings.ray_address,
                 lanes,
-                Materials(teacher.data, teacher.module),
-                settings.setting.device,
+                Materials(teacher.data, module),
+                device,
                 settings.cohort,
             )
         )
@@ -193,10 +196,12 @@ def distill(
     total = known or DISTILL_EPOCHS if epochs is None else epochs
     if total < 1:
         raise BudgetError(f"epochs must be at least 1, got {total}; leave it out for the default")
+    objectives, device = [term.objective for term in recipe.terms], device or default_device()
+    module = with_fitted_heads(teacher, kinds_for(objectives), device, lambda line: say(verbose, line))
     with _scratch(folder) as scratch:
-        measured = calibrate(teacher.data, teacher.module, recipe, device or default_device())
-        taped, _ = tape_plan(teacher, [term.objective for term in recipe.terms], total, tape_place(tape, tape_limit))
-        core = TrainingCore(teacher.data, teacher.module, scratch, measured.setting, tape=taped)
+        measured = calibrate(teacher.data, module, recipe, device)
+        taped, _ = tape_plan(teacher, objectives, total, tape_place(tape, tape_limit))
+        core = TrainingCore(teacher.data, module, scratch, measured.setting, tape=taped)
         core.checkpoint_path("student").unlink(missing_ok=True)
         size = f"{recipe.student.family}, {cost.params:,} parameters"
         seconds = measured.epoch_seconds + (measured.teacher_seconds if listens(recipe) else 0.0)

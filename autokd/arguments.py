@@ -24,6 +24,7 @@ def vocabulary() -> Vocabulary:
         OpenRules(families_rules(), lambda name: resolve_family(name).fields),
         OpenRules(objective_rules(), lambda name: resolve_objective(name).fields),
         system_rules(),
+        lambda name: resolve_objective(name).rotations,
     )
 
 

@@ -19,11 +19,12 @@ from autokd.core.calibration import FOLDER, hand_on
 from autokd.core.materials import Materials, Measured
 from autokd.core.payload import TapePlan
 from autokd.engine.engine import Engine
+from autokd.heads import kinds_for, with_fitted_heads
 from autokd.ledger import Ledger
 from autokd.plan import Plan, make_plan, typical_cost
 from autokd.progress import plan_table
 from autokd.run_folder import RunFolder
-from autokd.session import Lanes, Session, Settings, open_lanes
+from autokd.session import Lanes, Session, Settings, open_lanes, say
 from autokd.taping import TapePlace, cohort_size, tape_plan
 from autokd.teacher import Teacher
 
@@ -53,7 +54,9 @@ def begin(asked: Asked, stack: ExitStack) -> Session:
     """A session of work on a search that is in the ledger. Raises InputError, ClusterError, before there is a folder."""
     teacher, engine = asked.teacher, asked.engine
     first = engine.sampler.first_recipe()
-    materials = Materials(teacher.data, teacher.module)
+    kinds = kinds_for(engine.sampler.space.objectives)
+    module = with_fitted_heads(teacher, kinds, asked.device, lambda line: say(asked.verbose, line))
+    materials = Materials(teacher.data, module)
     lanes = stack.enter_context(
         open_lanes(asked.executor, asked.ray_address, asked.lanes, materials, asked.device, _expected_cohort(asked))
     )
@@ -105,6 +108,7 @@ def _planned(asked: Asked, lanes: Lanes, measured: Measured, typical: float) -> 
     """What the budget buys, and what is recorded for it."""
     teacher, space = asked.teacher, asked.engine.sampler.space
     counted = [] if measured.lanes is None else [f"on each GPU {measured.lanes.reason}"]
+    heads = [f"the teacher has heads trained for this search: {kind}" for kind in sorted(kinds_for(space.objectives))]
     plan = make_plan(
         asked.budget,
         space.epochs,
@@ -113,7 +117,7 @@ def _planned(asked: Asked, lanes: Lanes, measured: Measured, typical: float) -> 
         teacher.value,
         measured.setting,
         asked.epochs,
-        [*teacher.data.notes, *measured.notes, *counted],
+        [*teacher.data.notes, *measured.notes, *counted, *heads],
         measured.teacher_seconds,
         taped=asked.tape is not None,
         typical=typical,

@@ -6,7 +6,7 @@ B base images, N rows (base rows first, then augmented ones), C classes, D embed
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -34,6 +34,7 @@ class Shapes:
     classes: int
     embedding: int
     stages: tuple[tuple[int, ...], ...] = ()  # (channels, height, width), from input to output
+    aux: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # kind of heads -> numbers each of them puts out
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,17 @@ class Outputs:
     embedding: Tensor | None = None  # (N, D), input of the last linear layer
     stages: tuple[Tensor, ...] = ()  # (N, channels, height, width) after each stage
     attention: tuple[Tensor, ...] = ()  # (N, height, width) of each stage, unit norm: small enough to be recorded
+    aux: Mapping[str, tuple[Tensor, ...]] = field(
+        default_factory=dict
+    )  # a teacher's, each (N, …), needed as "aux.<kind>":
+    # "pooled": the mean over positions of each stage; the rest what its heads of that kind say, see core/headed.py
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Outputs:
         """Every tensor changed in the same way."""
         embedding = None if self.embedding is None else change(self.embedding)
-        return Outputs(
-            change(self.logits), embedding, tuple(map(change, self.stages)), tuple(map(change, self.attention))
-        )
+        stages, attention = tuple(map(change, self.stages)), tuple(map(change, self.attention))
+        aux = {kind: tuple(map(change, each)) for kind, each in self.aux.items()}
+        return Outputs(change(self.logits), embedding, stages, attention, aux)
 
     def only(self, fields: frozenset[str]) -> Outputs:
         """The logits, and of the rest what is named: nobody hears what was asked for by others."""
@@ -59,6 +64,7 @@ class Outputs:
             self.embedding if "embedding" in fields else None,
             self.stages if "stages" in fields else (),
             self.attention if "attention" in fields else (),
+            {kind: each for kind, each in self.aux.items() if f"aux.{kind}" in fields},
         )
 
     def detach(self) -> Outputs:
@@ -112,7 +118,7 @@ class Objective(nn.Module):
     fields: ClassVar[Mapping[str, Rule]] = {}  # keyword arguments of __init__
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})  # of {"logits", "embedding", "stages"}, from both networks
     recorded: ClassVar[frozenset[str] | None] = (
-        None  # what to record of a teacher instead of that: {"attention"} is smaller
+        None  # what to record of a teacher instead of that: {"attention"} is smaller, {"aux.stage"} is its heads'
     )
     row_weighted: ClassVar[bool] = False
     dials: ClassVar[frozenset[str]] = (
@@ -123,6 +129,10 @@ class Objective(nn.Module):
     divergence: ClassVar[bool] = True  # zero when student equals teacher
     listens: ClassVar[bool] = True  # to the teacher
     asks: ClassVar[bool] = False  # for other rows than those of the step
+    teacher_heads: ClassVar[frozenset[str]] = frozenset()  # kinds of heads the teacher must have: see autokd/heads.py
+    rotations: ClassVar[bool] = (
+        False  # needs views of that policy: four rows per image, turned by 90 degrees times `view`
+    )
 
     def know(self, samples: Samples) -> None:
         """Before `build`: the training split, for those that remember or draw samples."""

@@ -82,6 +82,7 @@ class Vocabulary:
     families: Mapping[str, Mapping[str, Rule]] = field(default_factory=dict)
     objectives: Mapping[str, Mapping[str, Rule]] = field(default_factory=dict)
     systems: Mapping[str, Mapping[str, Rule]] = field(default_factory=lambda: {"dml": {}})
+    rotated: Callable[[str], bool] = lambda objective: False  # whether an objective needs the views "rotations"
 
 
 class Frozen(BaseModel):
@@ -166,9 +167,9 @@ class TermSpec(Open):
 
 
 class AugmentSpec(Frozen):
-    """Which views a student sees. JDA: Zhang et al., ACCV 2022."""
+    """Which views a student sees. JDA: Zhang et al., ACCV 2022. Rotations: Xu et al., ECCV 2020; Yang et al., IJCAI 2021."""
 
-    policy: Literal["none", "base", "jda"] = "base"
+    policy: Literal["none", "base", "jda", "rotations"] = "base"
     chain: Chain = "cifar100"  # JDA's operations and magnitudes
     p: Fraction = 0.3  # probability that each operation of the chain fires
     rho: Annotated[float, Field(ge=0, le=0.75)] = 0.5  # augmented rows / all rows
@@ -178,6 +179,7 @@ class AugmentSpec(Frozen):
     ccd_form: Literal["cosine", "half", "power", "softened", "centred"] = "cosine"  # see augment.views.ccd_weight
     ccd_power: Annotated[float, Field(gt=0, le=8)] = 1.0  # of form power: (1 + cos)^power
     ccd_temperature: Positive = 4.0  # of form softened: cos of softmax(z/T)
+    crops: Literal["own", "shared"] = "own"  # whether each of the rotations of an image is cropped for itself
 
 
 class PeerSpec(Open):
@@ -196,7 +198,7 @@ class OptimSpec(Frozen):
     lr: Positive = 0.1  # per step, at the recipe's batch
     weight_decay: NonNegative = 5e-4
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # sgd only (Nesterov)
-    batch: Annotated[int, Field(ge=2, le=65536)] = 128  # base images per step; JDA adds rows to them
+    batch: Annotated[int, Field(ge=2, le=65536)] = 128  # base images per step; JDA and rotations add rows to them
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     milestones: str = (
         "0.625,0.75,0.875"  # step only: shares of the epochs after which the rate is a tenth; 150, 180, 210 of 240
@@ -343,12 +345,20 @@ class Recipe(Frozen):
                     f"unknown objective {term.objective!r}; {nearest(term.objective, vocabulary.objectives)}"
                 )
             _check_fields(f"objective {term.objective!r}", term.fields, vocabulary.objectives[term.objective])
+            self.check_views(term.objective, vocabulary.rotated(term.objective))
         if self.peers.system not in vocabulary.systems:
             raise RecipeError(
                 f"unknown system of peers {self.peers.system!r}; {nearest(self.peers.system, vocabulary.systems)}"
             )
         _check_fields(f"system {self.peers.system!r}", self.peers.fields, vocabulary.systems[self.peers.system])
         return self
+
+    def check_views(self, objective: str, rotated: bool) -> None:
+        """Raise RecipeError unless the views are those the objective needs."""
+        if rotated and self.augment.policy != "rotations":
+            raise RecipeError(
+                f"objective '{objective}' compares rotated views, augment.policy is '{self.augment.policy}'; set it to 'rotations'"
+            )
 
     def without_distillation(self) -> Recipe:
         """The control: same student, optimiser and base views; no terms, peers or augmented rows."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from autokd.core.headed import with_heads
 from autokd.core.payload import TapePlan, plan_payload
 from autokd.core.tape_store import default_folder, default_limit, parse_size, size_words
 from autokd.errors import InputError
@@ -14,7 +15,7 @@ from autokd.space import Space
 from autokd.teacher import Teacher
 
 COHORT = 4  # trials that share a live teacher: at T = 5·S they take 9/24 of the time
-VIEWS = ("optim.batch", *(f"augment.{name}" for name in ("policy", "chain", "p", "rho", "magnitude")))
+VIEWS = ("optim.batch", *(f"augment.{name}" for name in ("policy", "chain", "p", "rho", "magnitude", "crops")))
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def tape_plan(
     classes = [resolve(name) for name in objectives]
     wanted = frozenset[str]().union(*(each.recorded or each.needs for each in classes))
     rows = len(teacher.data.train.y)
-    payload = plan_payload(teacher.shapes, wanted, rows, epochs, place.limit)
+    shapes = with_heads(teacher.shapes, frozenset[str]().union(*(each.teacher_heads for each in classes)))
+    payload = plan_payload(shapes, wanted, rows, epochs, place.limit)
     if not payload.fields:
         return None, Told("none: the teacher runs in every trial", payload.notes)
     plan = TapePlan(str(place.folder), place.limit, payload.fields, teacher.name)

@@ -34,7 +34,7 @@ FLOORS = [
     ["core"],
     ["tracking", "progress", "export", "report", "plan", "orchestrate", "arguments", "smoothed"],
     ["teacher"],
-    ["delivery", "taping", "scope", "warm_start", "smoothing"],
+    ["delivery", "taping", "scope", "warm_start", "smoothing", "heads"],
     ["outcome"],
     ["session"],
     ["new_search"],

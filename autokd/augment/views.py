@@ -1,4 +1,4 @@
-"""A step's batch: base views of its images and, with JDA, augmented rows; and the confidence weights of those rows.
+"""A step's batch: base views of its images, with JDA augmented rows, or their rotations; and the confidence weights of augmented rows.
 
 Base rows come first, then the rows of augmented view 1, 2, …; which row belongs to which is said by `parent`, never
 by position.
@@ -16,10 +16,12 @@ from torch import Tensor
 from autokd.augment.base import base_view
 from autokd.augment.counters import Stream, uniform
 from autokd.augment.jda import CHAINS, jda
+from autokd.augment.rotations import require_square, rotated_view
 from autokd.errors import InputError
 from autokd.protocols import Batch
 from autokd.recipe import AugmentSpec
 
+ROTATIONS = 3  # views of an image beside its base view: turned by 90, 180 and 270 degrees
 VERSION = 1  # of the views: raised whenever one of them comes out differently, so that nothing recorded before is used
 
 
@@ -48,20 +50,23 @@ def make_batch(
     uint8 becomes float/255. Policy "base" crops (padding `pad`) and mirrors (`flip`) images; vectors stay. Policy
     "jda" adds, per image, a = rho/(1 − rho) augmented rows on average: view v = 1, 2, … is there with probability
     a − (v − 1), clipped to [0, 1]. Its chain comes before a crop and flip of its own. `value_range` is that of float
-    images. A row depends on (seed, epoch, its index, its view) and the augmentation's settings only, so that augmented
-    rows may also come from `recorded(view, index)`. Raises InputError for jda on anything but images.
+    images. Policy "rotations" adds every image turned by 90, 180 and 270 degrees as views 1, 2, 3. A row depends on (seed,
+    epoch, its index, its view) and the augmentation's settings only, so that augmented rows may also come from
+    `recorded(view, index)`. Raises InputError for jda on anything but images, for rotations on anything but square ones.
     """
     own = torch.arange(len(index), device=index.device)
-    if augment.policy != "jda":
+    if augment.policy in ("none", "base"):
         images = make_view(x, index, 0, augment, seed, epoch, pad, flip, value_range).x
         return Batch(x=images, y=y, index=index, view=torch.zeros_like(own), parent=own)
-    if x.ndim != 4:
+    if augment.policy == "rotations":
+        require_square(tuple(x.shape[1:]))
+    elif x.ndim != 4:
         raise InputError(
             f"jda needs images (n, channels, height, width), got rows of shape {tuple(x.shape[1:])}; use base or none"
         )
     parents, views = [own], [torch.zeros_like(own)]
     made = [make_view(x, index, 0, augment, seed, epoch, pad, flip, value_range)]
-    for view, parent in _augmented_rows(augment.rho, seed, epoch, index):
+    for view, parent in _augmented_rows(augment, seed, epoch, index):
         rows = index[parent]
         parents.append(parent)
         views.append(torch.full_like(parent, view))
@@ -76,7 +81,7 @@ def make_batch(
         index=index[parent],
         view=torch.cat(views),
         parent=parent,
-        fired=_all_fired(made, augment.chain),
+        fired=_all_fired(made, augment.chain) if augment.policy == "jda" else None,
     )
 
 
@@ -93,7 +98,8 @@ def make_view(
 ) -> Made:
     """View number `view` of the samples `index` (N,) with raw rows x (N, …): 0 is the base view, 1, 2, … are augmented."""
     limits = value_range if x.is_floating_point() else (0.0, 1.0)
-    fired = None
+    if view > 0 and augment.policy == "rotations":
+        return Made(_as_float(rotated_view(x, seed, epoch, index, view, pad, flip, augment.crops)))
     if view > 0:
         images, fired = jda(
             _as_float(x),
@@ -109,7 +115,7 @@ def make_view(
         return Made(base_view(images, seed, epoch, index, view, pad, flip), fired)
     if augment.policy != "none" and x.ndim == 4:
         x = base_view(x, seed, epoch, index, view, pad, flip)  # before it becomes float: a quarter of the bytes to move
-    return Made(_as_float(x), fired)
+    return Made(_as_float(x))
 
 
 def _all_fired(made: list[Made], chain: str) -> Tensor:
@@ -124,6 +130,11 @@ def _as_float(x: Tensor) -> Tensor:
     return x.float() if x.is_floating_point() else x.float().div_(255)
 
 
+def augmented_views(augment: AugmentSpec) -> int:
+    """How many augmented views an image may have in a batch."""
+    return {"jda": math.ceil(augmented_per_image(augment.rho)), "rotations": ROTATIONS}.get(augment.policy, 0)
+
+
 def augmented_per_image(rho: float) -> float:
     """Augmented rows per image, rho/(1 − rho), on average. Within a hundredth of a whole number, from 1 on, it is that number.
 
@@ -134,10 +145,12 @@ def augmented_per_image(rho: float) -> float:
     return float(whole) if whole and abs(exact - whole) < 0.01 else exact
 
 
-def _augmented_rows(rho: float, seed: int | Tensor, epoch: int | Tensor, index: Tensor) -> Iterator[tuple[int, Tensor]]:
+def _augmented_rows(
+    augment: AugmentSpec, seed: int | Tensor, epoch: int | Tensor, index: Tensor
+) -> Iterator[tuple[int, Tensor]]:
     """View numbers (≥ 1) and the positions in `index` of the images that have that view, if any has."""
-    per_image = augmented_per_image(rho)
-    for view in range(1, math.ceil(per_image) + 1):
+    per_image = ROTATIONS if augment.policy == "rotations" else augmented_per_image(augment.rho)
+    for view in range(1, augmented_views(augment) + 1):
         if (
             per_image - (view - 1) >= 1
         ):  # every image: nothing to be counted, so that a step of whole views is recordable

@@ -171,7 +171,8 @@ def _better(
 
 def _keys(recipe: Recipe, base: Setting) -> tuple[str, str]:
     """Of what decides a step's cost on this machine, and of the student's family."""
-    shape = [recipe.optim.batch, recipe.augment.policy == "jda", recipe.peers.count]
+    more_rows = {"none": False, "base": False, "jda": True}.get(recipe.augment.policy, recipe.augment.policy)
+    shape = [recipe.optim.batch, more_rows, recipe.peers.count]
     return _key(recipe.student.model_dump(), shape, base), _key(recipe.student.family, None, base)
 
 

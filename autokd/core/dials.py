@@ -20,6 +20,10 @@ from autokd.recipe import Recipe, TermSpec, Value
 Number = float | Tensor
 PLAIN = ("ce_weight", "label_smoothing", "peers.weight", "peers.temperature", "optim.lr", "optim.weight_decay")
 PEERS = "peers."
+OF_VIEWS = {  # which fields have an effect, by policy
+    "jda": ("chain", "p", "rho", "magnitude", "ccd", "ccd_normalise", "ccd_form", "ccd_power", "ccd_temperature"),
+    "rotations": ("crops",),
+}
 ON_HOST = ("optim.schedule", "optim.milestones", "optim.warmup")
 
 
@@ -44,8 +48,8 @@ def structure(recipe: Recipe) -> tuple[tuple[str, Value], ...]:
     """What is left of a recipe without dials and schedules: equal for trials that can share a recorded step."""
     left_out = {*PLAIN, *ON_HOST, *_of_terms(recipe), *_of_peers(recipe)}
     left_out |= {f"terms.{term.objective}.{name}" for term in recipe.terms for name in term.timing}
-    if recipe.augment.policy != "jda":
-        left_out |= {f"augment.{name}" for name in type(recipe.augment).model_fields if name != "policy"}
+    counts = ("policy", *OF_VIEWS.get(recipe.augment.policy, ()))
+    left_out |= {f"augment.{name}" for name in type(recipe.augment).model_fields if name not in counts}
     if recipe.optim.name != "sgd":
         left_out.add("optim.momentum")
     objectives = tuple(("objective", term.objective) for term in recipe.terms)

@@ -6,7 +6,7 @@ lie in one buffer, and a row is found by arithmetic on its view and index alone.
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 
 import torch
 from torch import Tensor
@@ -40,8 +40,12 @@ class Held:
         outputs = [name for name in self._fields if name not in OF_ROWS]
         return outputs_of({name: self._read(name, batch.view, batch.index).float() for name in outputs})
 
-    def made(self, view: int, index: Tensor) -> Made:
-        """The augmented rows of the samples `index`. Only where they are recorded."""
+    @property
+    def made(self) -> Callable[[int, Tensor], Made] | None:
+        """The augmented rows themselves, where they are recorded."""
+        return self._made if "rows" in self._fields else None
+
+    def _made(self, view: int, index: Tensor) -> Made:
         place = torch.full_like(index, view - 1)
         return Made(self._read("rows", place, index).float().div_(255), self._read("fired", place, index))
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from autokd.core.device import Setting
+from autokd.core.headed import HEADS, Headed, said, with_heads
+from autokd.core.payload import POOLED, widths
 from autokd.core.replay import Replay, to_record
 from autokd.objectives.features import attention
 from autokd.protocols import Batch, Outputs, Shapes
@@ -16,6 +18,8 @@ from autokd.students.norm import switch
 from autokd.students.tap import Tap
 
 LOGITS = frozenset({"logits"})
+READ = {"attention": "stages", POOLED: "stages"}  # what is computed from what
+READ |= {f"aux.{kind}": read for kind, read in HEADS.items()}
 BLOCK = {"cpu": 64, "cuda": 4096}  # rows per pass where the number is free
 SAME = 1e-3  # relative difference of two passes over the same rows that is rounding, and no dropout
 FEW = 4  # rows of another batch: a teacher that normalises by its batch says something else of them
@@ -31,16 +35,18 @@ class LiveTeacher:
         switch(self.module, setting.fused_norm)
         self._taps: dict[frozenset[str], Tap] = {}
         self._one_at_a_time = Lock()  # lanes of one GPU share the teacher
-        self.shapes: Shapes = self._tap(LOGITS).shapes
+        self._network: nn.Module = module.backbone if isinstance(module, Headed) else module
+        self._heads = dict(module.heads.items()) if isinstance(module, Headed) else {}
+        self.shapes: Shapes = with_heads(self._tap(LOGITS).shapes, self._heads)
 
     def outputs(self, x: Tensor, needs: frozenset[str] = LOGITS) -> Outputs:
-        """Detached outputs for float rows (N, …), float32; of stages, embedding and attention those in `needs`."""
+        """Detached outputs for float rows (N, …), float32; of all but the logits those in `needs`."""
         with self._one_at_a_time, torch.no_grad(), self.setting.autocast(teacher=True):
             self.module.eval()  # a module shared with its owner may have been set to train
             found = self._tap(needs)(x.contiguous(memory_format=self._format(x)))
+            aux = self._aux(found, needs)
         maps = tuple(attention(stage.float()) for stage in found.stages) if "attention" in needs else ()
-        stages = found.stages if "stages" in needs else ()
-        return Outputs(found.logits, found.embedding, stages, maps).float()
+        return Outputs(found.logits, found.embedding, found.stages, maps, aux).only(needs).float()
 
     def slope(self, x: Tensor, of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Logits (N, C) of float rows and the gradient of the scalar `of(logits)` by the rows, (N, …); both detached, float32."""
@@ -69,13 +75,20 @@ class LiveTeacher:
             tap.close()
         self._taps.clear()
 
+    def _aux(self, found: Outputs, needs: frozenset[str]) -> dict[str, tuple[Tensor, ...]]:
+        """What is asked for of the teacher's heads, and the means of its stages. A kind it has no heads of is left out."""
+        aux = {kind: said(heads, kind, found) for kind, heads in self._heads.items() if f"aux.{kind}" in needs}
+        if POOLED in needs:
+            aux["pooled"] = tuple(stage.float().mean((2, 3)) for stage in found.stages)
+        return aux
+
     def _format(self, x: Tensor) -> torch.memory_format:
         return self.setting.memory_format if x.dim() == 4 else torch.contiguous_format
 
     def _tap(self, needs: frozenset[str]) -> Tap:
         if needs not in self._taps:
-            want = {"stages" if need == "attention" else need for need in needs}
-            self._taps[needs] = Tap(self.module, self._example, want=LOGITS.union(want))
+            want = LOGITS.union(READ.get(need, need) for need in needs)
+            self._taps[needs] = Tap(self._network, self._example, want=want)
         return self._taps[needs]
 
 
@@ -112,8 +125,10 @@ class Rehearsal:
         shapes = self._shapes
         embedding = made("embedding", (shapes.embedding,))
         maps = made("attention", *(stage[1:] for stage in shapes.stages))
+        aux = {kind: made(f"aux.{kind}", *((width,) for width in each)) for kind, each in widths(shapes).items()}
         logits = torch.rand(rows, shapes.classes, device=self._device)
-        return Outputs(logits, embedding[0] if embedding else None, made("stages", *shapes.stages), maps)
+        told = Outputs(logits, embedding[0] if embedding else None, made("stages", *shapes.stages), maps, aux)
+        return told.only(self._needs)
 
 
 def rehearsed_tape(shapes: Shapes, needs: frozenset[str], rows: int, device: str) -> Replay:

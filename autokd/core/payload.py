@@ -14,7 +14,8 @@ from autokd.protocols import Shapes
 
 HALF = 2  # bytes of a recorded number
 SHARE = 0.5  # of the limit that one field of a full training may take
-FIELDS = ("logits", "embedding", "attention", "stages")
+POOLED = "aux.pooled"
+FIELDS = ("logits", "embedding", "attention", "aux.stage", "aux.joint", "aux.projection", POOLED, "stages")
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,15 @@ class Payload:
     notes: tuple[str, ...] = ()
 
 
+def widths(shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    """Numbers of each part of a teacher's `Outputs.aux`, by kind."""
+    return {"pooled": tuple(stage[0] for stage in shapes.stages), **shapes.aux}
+
+
 def numbers(shapes: Shapes, field: str) -> int:
     """Numbers a field holds per row."""
+    if field.startswith("aux."):
+        return sum(widths(shapes).get(field.removeprefix("aux."), ()))
     return {
         "logits": shapes.classes,
         "embedding": shapes.embedding,

@@ -39,7 +39,7 @@ class Replay:
     def stored(self) -> list[str]:
         """Names of the fields that are read of every view."""
         some = next(iter(self.views.values()))
-        return [name for name in some if name.partition(".")[0] in self._needs]
+        return [name for name in some if name in self._needs or name.rpartition(".")[0] in self._needs]
 
     def _read(self, name: str, parts: list[tuple[int, Tensor | None, Tensor]]) -> Tensor:
         """One field for all rows; each view's rows lie in a segment of their own."""
@@ -55,7 +55,9 @@ class Replay:
 def outputs_of(read: Mapping[str, Tensor]) -> Outputs:
     """Recorded fields of some rows, put together."""
     stages, maps = (_numbered(read, kind) for kind in ("stages", "attention"))
-    return Outputs(read["logits"], read.get("embedding"), stages, maps)
+    kinds = sorted({name.split(".")[1] for name in read if name.startswith("aux.")})
+    aux = {kind: _numbered(read, f"aux.{kind}") for kind in kinds}
+    return Outputs(read["logits"], read.get("embedding"), stages, maps, aux)
 
 
 def _by_view(batch: Batch, views: list[int]) -> list[tuple[int, Tensor | None, Tensor]]:
@@ -69,7 +71,7 @@ def _by_view(batch: Batch, views: list[int]) -> list[tuple[int, Tensor | None, T
 def _numbered(read: Mapping[str, Tensor], kind: str) -> tuple[Tensor, ...]:
     """A field per stage, from input to output: by number, since a file has them by name."""
     found = [name for name in read if name.startswith(f"{kind}.")]
-    return tuple(read[name] for name in sorted(found, key=lambda name: int(name.partition(".")[2])))
+    return tuple(read[name] for name in sorted(found, key=lambda name: int(name.rpartition(".")[2])))
 
 
 def _rows(field: Tensor, index: Tensor) -> Tensor:
@@ -82,11 +84,12 @@ def _rows(field: Tensor, index: Tensor) -> Tensor:
 def to_record(outputs: Outputs) -> dict[str, Tensor]:
     """What a segment holds of some rows, float16 on the CPU; numbers beyond its range become its largest.
 
-    One field per stage, since stages differ in shape.
+    One field per stage or head, since these differ in shape.
     """
     fields = {"logits": outputs.logits}
     if outputs.embedding is not None:
         fields["embedding"] = outputs.embedding
     fields |= {f"attention.{number}": each for number, each in enumerate(outputs.attention)}
     fields |= {f"stages.{number}": each for number, each in enumerate(outputs.stages)}
+    fields |= {f"aux.{kind}.{k}": each for kind, every in outputs.aux.items() for k, each in enumerate(every)}
     return {name: each.clamp(-LARGEST, LARGEST).to(torch.float16).cpu() for name, each in fields.items()}

@@ -230,6 +230,7 @@ class Run:
         data, device, built = self._made_of[0], self.setting.device, nn.ModuleList()
         samples = Samples(torch.tensor(data.train.y, device=device), data.value_range)
         for term in self.recipe.terms:
+            self.recipe.check_views(term.objective, classes[term.objective].rotations)
             objective = classes[term.objective](**term.fields)
             objective.know(samples)
             if teacher is not None or not objective.listens:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from autokd.augment.jda import CHAINS
-from autokd.augment.views import VERSION, Made, augmented_per_image, make_view
+from autokd.augment.views import VERSION, Made, augmented_views, make_view
 from autokd.core.data import Rows, to_float
 from autokd.core.fingerprint import fingerprint
 from autokd.core.live import BLOCK, Live, LiveTeacher, agree
@@ -39,6 +39,7 @@ CHECKED = 4  # rows of a segment that are compared with the live teacher before 
 PATIENCE = 300.0  # seconds to wait for another process in all; one that was stopped holds its claim for ever
 WAIT = 5.0  # seconds between looks at a segment that another lane records
 KEPT_ON_GPU = 2 << 30  # bytes of segments
+STILL = ("none", "turned")  # policies whose views do not change from epoch to epoch
 ROWS_SHARE = 8  # augmented rows are recorded while this many more such segments fit
 
 log = logging.getLogger("autokd.tape")
@@ -140,7 +141,8 @@ class Teaching:
 
     def _record(self, tape: Tape, place: Place, augment: AugmentSpec, seed: int) -> Segment | None:
         fields = {name: Field(torch.float16, shape) for name, shape in self._fields.items()}
-        with_rows = place.view > 0 and self._rows_fit(tape, place.source)
+        dear = place.view > 0 and augment.policy == "jda"  # rotations are made as fast as they are read
+        with_rows = dear and self._rows_fit(tape, place.source)
         if with_rows:
             fields["rows"] = Field(torch.uint8, self.rows.data.input_shape)
             fields["fired"] = Field(torch.bool, (len(CHAINS[augment.chain]),))
@@ -210,14 +212,16 @@ class Teaching:
 
     def _place(self, augment: AugmentSpec, seed: int, view: int, epoch: int) -> Place:
         policy = self._policy(augment, view)
-        return Place(self._source(seed), policy, view, 0 if policy == "none" else epoch)
+        return Place(self._source(seed), policy, view, 0 if policy in STILL else epoch)
 
     def _policy(self, augment: AugmentSpec, view: int) -> str:
-        """The name of a view's policy; "none" where the view is the row itself in every epoch."""
-        if view > 0:
+        """The name of a view's policy; one of STILL where the view is the same in every epoch."""
+        if view > 0 and augment.policy == "jda":
             return f"jda-{augment.chain}-p{augment.p!r}-m{augment.magnitude!r}"
         data = self.rows.data
         moves = augment.policy != "none" and len(data.input_shape) == 3 and (data.pad > 0 or data.flip)
+        if view > 0:
+            return f"turned-{augment.crops}" if moves else "turned"
         return "base" if moves else "none"
 
     def _source(self, seed: int) -> str:
@@ -265,11 +269,6 @@ class Teaching:
         if text not in self.notes:
             self.notes.append(text)
             log.info(text)
-
-
-def augmented_views(augment: AugmentSpec) -> int:
-    """How many augmented views an image may have in a batch."""
-    return math.ceil(augmented_per_image(augment.rho)) if augment.policy == "jda" else 0
 
 
 def _bytes(fields: Mapping[str, Tensor]) -> int:

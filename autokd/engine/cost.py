@@ -41,7 +41,7 @@ def recording_seconds(history: History, recipe: Recipe) -> float:
 
 def _rows(recipe: Recipe) -> float:
     """Rows per image."""
-    return 1 / (1 - recipe.augment.rho) if recipe.augment.policy == "jda" else 1.0
+    return {"jda": 1 / (1 - recipe.augment.rho), "rotations": 4.0}.get(recipe.augment.policy, 1.0)
 
 
 def epoch_seconds(trials: Iterable[Trial]) -> float | None:

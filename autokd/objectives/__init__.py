@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 
 from autokd.errors import RecipeError, nearest
-from autokd.objectives import boundary, contrastive, features, logits, metric, mixed, own, relations, review
+from autokd.objectives import boundary, contrastive, features, logits, metric, mixed, own, relations, review, staged
 from autokd.protocols import Objective
 from autokd.recipe import Rule
 
@@ -36,6 +36,9 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "crd": contrastive.CRD,  # Tian 2020
     "msst": mixed.MSST,  # Zhao 2022
     "amkd": boundary.AMKD,  # ICCIP 2020, on Heo 2019
+    "mtkd_ssr": staged.MTKDSSR,  # Gou 2023
+    "hsakd": staged.HSAKD,  # Yang 2021
+    "sskd": staged.SSKD,  # Xu 2020
 }
 
 

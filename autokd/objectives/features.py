@@ -97,7 +97,7 @@ class AT(Objective):
     def build(self, student: Shapes, teacher: Shapes) -> None:
         """Check that some pair of stages has more than one position; an attention map of one position is always 1."""
         require_stages("at", student, teacher)
-        require_positions("at", _compared_sizes(student, teacher))
+        require_positions("at", compared_sizes(student, teacher))
 
     def forward(
         self, student: Outputs, teacher: Outputs, batch: Batch, row_weight: Tensor | None = None
@@ -114,7 +114,7 @@ class AT(Objective):
         return {"at": total}
 
 
-def _compared_sizes(student: Shapes, teacher: Shapes) -> list[tuple[int, int]]:
+def compared_sizes(student: Shapes, teacher: Shapes) -> list[tuple[int, int]]:
     """(height, width) at which each pair of stages is compared."""
     pairs = stage_pairs(len(student.stages), len(teacher.stages))
     return [_smaller(student.stages[i], teacher.stages[j]) for i, j in pairs]
@@ -146,7 +146,7 @@ class NST(Objective):
     def build(self, student: Shapes, teacher: Shapes) -> None:
         """Check that some pair of stages has more than one position."""
         require_stages("nst", student, teacher)
-        require_positions("nst", _compared_sizes(student, teacher))
+        require_positions("nst", compared_sizes(student, teacher))
 
     def forward(
         self, student: Outputs, teacher: Outputs, batch: Batch, row_weight: Tensor | None = None

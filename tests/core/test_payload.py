@@ -6,14 +6,19 @@ import json
 
 import pytest
 
+from autokd.core.headed import HEADS, with_heads
 from autokd.core.payload import FIELDS, Payload, TapePlan, numbers, plan_payload
 from autokd.protocols import Shapes
 
-SHAPES = Shapes(classes=100, embedding=256, stages=((64, 32, 32), (128, 16, 16), (256, 8, 8)))
+SHAPES = with_heads(Shapes(classes=100, embedding=256, stages=((64, 32, 32), (128, 16, 16), (256, 8, 8))), HEADS)
 BYTES = {
     "logits": 200,
     "embedding": 512,
     "attention": 2 * (1024 + 256 + 64),
+    "aux.stage": 2 * 2 * 100,
+    "aux.joint": 2 * 3 * 400,
+    "aux.projection": 512,
+    "aux.pooled": 2 * (64 + 128 + 256),
     "stages": 2 * (64 * 1024 + 128 * 256 + 256 * 64),
 }
 ROWS, EPOCHS = 50_000, 240
@@ -54,6 +59,10 @@ def test_the_smallest_goes_on_where_a_larger_one_does_not_fit() -> None:
     assert found.fields == {"logits"} and [note.split()[0] for note in found.notes] == [
         "embedding",
         "attention",
+        "aux.stage",
+        "aux.joint",
+        "aux.projection",
+        "aux.pooled",
         "stages",
     ]
 

@@ -249,6 +249,7 @@ def test_a_held_epoch_says_what_the_tape_says(tmp_path: Path, rho: float) -> Non
         held.fill(signal)
         for batch, told in feed(run, its_core.rows, signal):
             assert told is not None and same(held.outputs(batch), told)
+            assert held.made is not None
             of_second, fired = held.made(1, batch.index)
             assert torch.equal(of_second, signal.made(1, batch.index).x)
             assert fired is not None and torch.equal(fired, signal.made(1, batch.index).fired)

@@ -31,13 +31,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autokd.augment.jda import CHAINS
+from autokd.augment.views import augmented_views
 from autokd.core import replay, teaching
 from autokd.core.core import TrainingCore
 from autokd.core.device import Setting
 from autokd.core.live import Live
 from autokd.core.loop import feed
 from autokd.core.replay import Replay
-from autokd.core.teaching import augmented_views, fingerprint
+from autokd.core.teaching import fingerprint
 from autokd.data import Data
 from autokd.protocols import Batch
 from autokd.recipe import AugmentSpec, Recipe
@@ -159,7 +160,13 @@ def test_the_time_of_recording_is_told_beside_that_of_training(tmp_path: Path, m
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 @pytest.mark.parametrize(
-    "augment", [{"policy": "base"}, {"policy": "none"}, *({**JDA, "rho": rho} for rho in (0, 0.2, 0.5, 0.6, 0.75))]
+    "augment",
+    [
+        {"policy": "base"},
+        {"policy": "none"},
+        *({"policy": "rotations", "crops": crops} for crops in ("own", "shared")),
+        *({**JDA, "rho": rho} for rho in (0, 0.2, 0.5, 0.6, 0.75)),
+    ],
 )
 def test_batches_of_a_replay_are_those_of_live_training_to_the_last_bit(
     tmp_path: Path, augment: dict[str, Any], dtype: type
