@@ -16,7 +16,7 @@ from autokd.augment.counters import Stream
 from autokd.errors import RecipeError
 from autokd.objectives.drawing import ByClass
 from autokd.objectives.relations import embedding_of
-from autokd.objectives.requirements import require_embedding
+from autokd.objectives.requirements import require_ask, require_embedding
 from autokd.protocols import Ask, Batch, Objective, Outputs, Samples, Shapes
 from autokd.recipe import Rule
 
@@ -82,9 +82,7 @@ class CRD(Objective):
     ) -> dict[str, Tensor]:
         own = functional.normalize(self.project_student(embedding_of("crd", student)), dim=1)
         other = functional.normalize(self.project_teacher(embedding_of("crd", teacher)), dim=1)
-        if ask is None:
-            raise RecipeError("objective 'crd' draws samples, which only a training core lets it do; leave it out")
-        compared = torch.cat([batch.index[:, None], self._drawn(batch, ask)], 1)
+        compared = torch.cat([batch.index[:, None], self._drawn(batch, require_ask("crd", ask))], 1)
         loss = self._contrast(own, self.of_teachers, compared, self.normalisers[0])
         loss = loss + self._contrast(other, self.of_students, compared, self.normalisers[1])
         self._remember(self.of_students, own, batch)

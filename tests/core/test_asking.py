@@ -15,10 +15,11 @@ from tiny import ROWS, core, images, order, passes_of, recipe, taped
 import autokd.core.run
 from autokd.core.core import TrainingCore
 from autokd.core.device import Setting
-from autokd.engine.passes import PASSES
+from autokd.engine.passes import of_term
 from autokd.errors import TrialFailure
 from autokd.objectives import OBJECTIVES
 from autokd.orders import Report
+from autokd.recipe import TermSpec
 
 NAMES = [name for name, each in OBJECTIVES.items() if each.asks]
 ASKING = pytest.mark.parametrize("name", NAMES)
@@ -71,7 +72,8 @@ def test_the_teacher_is_asked_as_often_as_its_cost_says(tmp_path: Path, name: st
     its_core = taped(tmp_path, None)
     asked = passes_of(its_core)
     its_core.advance(order(recipe(terms=(ALONE[name],), optim={"lr": 0.01, "batch": 13})))  # three equal batches
-    told, live = PASSES[name]({}), ROWS * PASSES[name]({}).listens
+    told = of_term(TermSpec.model_validate(ALONE[name]))
+    live = ROWS * told.listens
     forward = {"amkd": 11 * 3 * int(0.25 * 13)}.get(name, told.teacher * ROWS)  # backward passes are no calls
     assert sum(rows for rows in asked if rows != len(its_core.example)) == live + forward
 
@@ -83,7 +85,7 @@ def test_who_asks_the_teacher_needs_one(tmp_path: Path) -> None:
 
 
 def test_steps_that_ask_are_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their random numbers are of an epoch that is known on the host: a recorded step would draw those of its first one for ever."""
+    """They may run the live teacher, which lanes share."""
     monkeypatch.setattr(autokd.core.run, "captured", lambda *_: "recorded")
     its_core = core(tmp_path, images(60))
     recorded = {
@@ -99,6 +101,7 @@ def test_negatives_are_other_ones_in_each_epoch(tmp_path: Path) -> None:
     objective, y = run.objectives[0][0], its_core.rows.y  # type: ignore[union-attr, attr-defined]
     index = torch.arange(len(y))
     for run.epoch in (0, 1, 0):
+        ask.begin_epoch()
         seen.append(objective.by_class.other_class(y, ask.uniform(12, index, 0 * index)).tolist())  # type: ignore[union-attr]
     assert seen[0] == seen[2] != seen[1]
     assert all(y[other] != y[own] for own, other in enumerate(seen[0]))

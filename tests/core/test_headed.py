@@ -8,11 +8,23 @@ from typing import Any
 import pytest
 import torch
 from sharing import Counting, assert_close, launched, losses, recorded, state, train
-from tiny import CLASSES, EVERYTHING, ROWS, coarse, expert, images, network, recipe, tape_plan, taped
-from torch import nn
+from tiny import (
+    AUX,
+    CLASSES,
+    EVERYTHING,
+    ROWS,
+    coarse,
+    expert,
+    images,
+    network,
+    recipe,
+    tape_plan,
+    taped,
+    with_all_heads,
+)
 
 from autokd.core.fingerprint import fingerprint
-from autokd.core.headed import HEADS, Headed, new_heads, said, with_heads
+from autokd.core.headed import HEADS, new_heads, said, with_heads
 from autokd.core.held import Held
 from autokd.core.live import Live, LiveTeacher, Rehearsal, rehearsed_tape
 from autokd.core.loop import feed
@@ -21,10 +33,8 @@ from autokd.data import Data
 from autokd.errors import InputError, RecipeError, TeacherError
 from autokd.protocols import Batch, Outputs, Shapes
 from autokd.recipe import Recipe
-from autokd.students.tap import Tap
 
 torch.set_num_threads(1)
-AUX = frozenset({"aux.stage", "aux.joint", "aux.projection", "aux.pooled"})
 TURNED = {"augment": {"policy": "rotations", "crops": "shared"}, "ce_rows": "original"}
 CASES: dict[str, dict[str, Any]] = {
     "mtkd_ssr": {},
@@ -39,20 +49,6 @@ def of(case: str) -> Recipe:
     more = {"optim": {"lr": 0.01, "batch": 6}, **CASES[case]}
     term = {"objective": case.split()[0], "weight": 0.5, **more.pop("fields", {})}
     return recipe(terms=(term,), **more)
-
-
-def with_all_heads(backbone: nn.Module | None = None, seed: int = 3) -> Headed:
-    """Untrained ones, with statistics of their own."""
-    backbone = expert() if backbone is None else backbone
-    tap = Tap(backbone, torch.rand(2, 1, 8, 8))
-    tap.close()
-    torch.manual_seed(seed)
-    heads = {kind: new_heads(kind, tap.shapes) for kind in HEADS}
-    for part in (part for each in heads.values() for part in each.modules()):
-        if isinstance(part, nn.BatchNorm2d):
-            part.running_mean.normal_()  # type: ignore[union-attr]
-            part.running_var.uniform_(0.5, 2.0)  # type: ignore[union-attr]
-    return Headed(backbone, nn.ModuleDict(heads)).eval()
 
 
 @pytest.fixture(autouse=True)

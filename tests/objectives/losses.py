@@ -1,4 +1,4 @@
-"""Outputs to compare, and objectives built for them.
+"""Outputs to compare, objectives built for them, and who answers those that ask.
 
 Closed inputs, row i, column j from 0: student logits 2 sin(1.3i + .7j), teacher logits 3 cos(.9i − .4j + .2).
 """
@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from autokd.augment.counters import uniform
+from autokd.core.headed import HEADS, with_heads
 from autokd.objectives import OBJECTIVES
 from autokd.protocols import Ask, Batch, Objective, Outputs, Samples, Shapes
 
@@ -34,12 +35,13 @@ def reference() -> tuple[Outputs, Outputs, Batch]:
         torch.cos(0.8 * i - 0.6 * j),
         (torch.cos(0.7 * b - 0.4 * c[:, :5] + 0.6 * h + 0.1 * w),),
     )
-    return student, teacher, batch_of([1, 0, 4, 2])
+    return student, headed(teacher), batch_of([1, 0, 4, 2], torch.float64)
 
 
-def batch_of(labels: list[int]) -> Batch:
+def batch_of(labels: list[int], dtype: torch.dtype = torch.float32) -> Batch:
+    """The first samples, as they are."""
     rows = torch.arange(len(labels))
-    return Batch(images(rows), torch.tensor(labels), rows, torch.zeros_like(rows), rows)
+    return Batch(images(rows).to(dtype), torch.tensor(labels), rows, torch.zeros_like(rows), rows)
 
 
 def images(index: Tensor) -> Tensor:
@@ -48,17 +50,16 @@ def images(index: Tensor) -> Tensor:
     return (0.5 + 0.4 * torch.sin(0.7 * index[:, None] + 1.3 * place + 0.1 * index[:, None] * place)).view(-1, 1, 4, 4)
 
 
+def rotated(batch: Batch) -> Batch:
+    """The same rows, every four of which are one image and its rotations."""
+    rows = torch.arange(len(batch.index))
+    return replace(batch, index=rows // 4, view=rows % 4, parent=rows - rows % 4)
+
+
 def permuted(batch: Batch, order: Tensor) -> Batch:
     """The same rows in another order."""
-    places = torch.argsort(order)
-    own = (batch.x[order], batch.y[order], batch.index[order], batch.view[order])
-    return Batch(*own, places[batch.parent[order]])
-
-
-def right(outputs: Outputs, labels: list[int], by: float = 4.0) -> Outputs:
-    """The same with larger logits of the labels, so that most rows are classified as these."""
-    bonus = by * torch.eye(outputs.logits.shape[1], dtype=outputs.logits.dtype)[torch.tensor(labels)]
-    return Outputs(outputs.logits + bonus, outputs.embedding, outputs.stages)
+    x, y, index, view = (each[order] for each in (batch.x, batch.y, batch.index, batch.view))
+    return Batch(x, y, index, view, order.argsort()[batch.parent[order]])
 
 
 def random_outputs(seed: int, n: int = 6, classes: int = 5, width: int = 7, scale: float = 1.0) -> Outputs:
@@ -68,22 +69,51 @@ def random_outputs(seed: int, n: int = 6, classes: int = 5, width: int = 7, scal
     def draw(*shape: int) -> Tensor:
         return scale * torch.randn(shape, generator=generator)
 
-    return Outputs(draw(n, classes), draw(n, width), (draw(n, 4, 6, 6), draw(n, width, 3, 3), draw(n, width, 1, 1)))
+    logits, embedding = draw(n, classes), draw(n, width)
+    stages = draw(n, 4, 6, 6), draw(n, width, 3, 3), draw(n, width, 1, 1)
+    return headed(Outputs(logits, embedding, stages), scale, seed)
+
+
+def precise_outputs(seed: int) -> Outputs:
+    """The same in float64."""
+    return random_outputs(seed).map(Tensor.double)
+
+
+def headed(outputs: Outputs, scale: float = 1.0, seed: int = 0) -> Outputs:
+    """With what a teacher's heads of every kind might say of these rows, and the means of its stages."""
+    generator = torch.Generator().manual_seed(seed)
+    count, like = len(outputs.logits), outputs.logits
+    said = {
+        kind: tuple(scale * torch.randn(count, width, generator=generator).to(like) for width in widths)
+        for kind, widths in shapes(outputs).aux.items()
+    }
+    return replace(outputs, aux={**said, "pooled": tuple(stage.mean((2, 3)) for stage in outputs.stages)})
+
+
+def right(outputs: Outputs, labels: list[int], by: float = 4.0) -> Outputs:
+    """The same with larger logits of the labels, so that most rows are classified as these."""
+    bonus = by * torch.eye(outputs.logits.shape[1], dtype=outputs.logits.dtype)[torch.tensor(labels)]
+    return replace(outputs, logits=outputs.logits + bonus)
 
 
 def shapes(outputs: Outputs) -> Shapes:
+    """Of a network with heads of every kind."""
     assert outputs.embedding is not None
-    return Shapes(
-        outputs.logits.shape[1], outputs.embedding.shape[1], tuple(tuple(stage.shape[1:]) for stage in outputs.stages)
-    )
+    stages = tuple(tuple(stage.shape[1:]) for stage in outputs.stages)
+    return with_heads(Shapes(outputs.logits.shape[1], outputs.embedding.shape[1], stages), HEADS)
 
 
 def built(name: str, student: Outputs, teacher: Outputs, **fields: float | str) -> Objective:
+    """In the last epoch of a training that began with 200 samples, sample i of class i modulo C, and an untrained linear network."""
     torch.manual_seed(0)
-    objective = OBJECTIVES[name](**fields)
-    objective.know(Samples(torch.arange(160) % student.logits.shape[1]))
+    objective, classes = OBJECTIVES[name](**fields), student.logits.shape[1]
+    objective.know(Samples(torch.arange(200) % classes))
     objective.build(shapes(student), shapes(teacher))
-    return objective.to(student.logits.dtype)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, classes))
+    objective.adopt(network)
+    objective = objective.to(student.logits.dtype)
+    objective.begin_epoch(network, 1.0)
+    return objective
 
 
 def called(
@@ -95,9 +125,9 @@ def called(
     ask: Ask | None = None,
 ) -> dict[str, Tensor]:
     """Its terms; one that asks is answered by `ask`, or by a `FakeAsk`."""
-    if not objective.asks:
-        return objective(student, teacher, batch, row_weight)
-    return objective(student, teacher, batch, row_weight, ask or FakeAsk(student, teacher))
+    answers = (ask or FakeAsk(student, teacher),) if objective.asks else ()
+    terms: dict[str, Tensor] = objective(student, teacher, batch, row_weight, *answers)
+    return terms
 
 
 class Probe(nn.Module):
@@ -148,7 +178,7 @@ class FakeAsk:
     def base(self, index: Tensor) -> Tensor:
         return images(index)
 
-    def uniform(self, *counters: Any) -> Tensor:
+    def uniform(self, *counters: Tensor | int) -> Tensor:
         return uniform(0, 0, *counters)
 
 
@@ -158,12 +188,11 @@ def with_gradient(outputs: Outputs) -> tuple[Outputs, list[Tensor]]:
     leaves = [
         tensor.detach().clone().requires_grad_() for tensor in (outputs.logits, outputs.embedding, *outputs.stages)
     ]
-    return Outputs(leaves[0], leaves[1], tuple(leaves[2:])), leaves
+    return replace(outputs, logits=leaves[0], embedding=leaves[1], stages=tuple(leaves[2:])), leaves
 
 
 def rows(outputs: Outputs, order: Tensor) -> Outputs:
-    assert outputs.embedding is not None
-    return Outputs(outputs.logits[order], outputs.embedding[order], tuple(stage[order] for stage in outputs.stages))
+    return outputs.map(lambda tensor: tensor[order])
 
 
 def total(terms: dict[str, Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from losses import FakeAsk, batch_of, number, precise_outputs, random_outputs, said, shapes
+from losses import FakeAsk, batch_of, called, number, precise_outputs, random_outputs, shapes
 from torch import Tensor
 from torch.nn import functional
 
@@ -50,7 +50,7 @@ def test_crd_by_its_definition_in_two_steps() -> None:
     objective = crd(student, teacher, tau=0.1, momentum=0.3)
     own, other = projected(objective, student, teacher)
     memories = [objective.of_teachers.numpy().copy(), objective.of_students.numpy().copy()]
-    drawn = objective._drawn(batch, FakeAsk()).numpy()
+    drawn = objective._drawn(batch, FakeAsk(student, teacher)).numpy()
     normalisers: list[float] = []
     for step in range(2):
         expected = 0.0
@@ -62,7 +62,7 @@ def test_crd_by_its_definition_in_two_steps() -> None:
             p, noise = likeness / normalisers[direction], 16 / 12
             per_row = np.log(p[:, 0] / (p[:, 0] + noise + 1e-7)) + np.log(noise / (p[:, 1:] + noise + 1e-7)).sum(1)
             expected -= per_row.mean()
-        assert number(said(objective, student, teacher, batch)["crd"]) == pytest.approx(expected, rel=1e-9)
+        assert number(called(objective, student, teacher, batch)["crd"]) == pytest.approx(expected, rel=1e-9)
         for memory, rows in zip(memories, (other, own), strict=True):
             memory[:6] = unit(0.3 * memory[:6] + 0.7 * rows)
     assert objective.normalisers.tolist() == pytest.approx(normalisers)
@@ -74,12 +74,12 @@ def test_crd_draws_a_row_to_its_own_sample_and_away_from_others() -> None:
     objective = crd(student, teacher)
     own, other = projected(objective, student, teacher)
     near, far = copy.deepcopy(objective), copy.deepcopy(objective)
-    said(objective, student, teacher, batch)
+    called(objective, student, teacher, batch)
     for each, sign in ((near, 1.0), (far, -1.0)):
         each.normalisers.copy_(objective.normalisers)
         each.of_teachers[:6] = sign * torch.from_numpy(own)
         each.of_students[:6] = sign * torch.from_numpy(other)
-    assert number(said(near, student, teacher, batch)["crd"]) < number(said(far, student, teacher, batch)["crd"])
+    assert number(called(near, student, teacher, batch)["crd"]) < number(called(far, student, teacher, batch)["crd"])
 
 
 def test_crd_at_first_remembers_rows_of_about_unit_norm() -> None:
@@ -103,7 +103,7 @@ def test_negatives_are_of_other_classes_and_all_of_them_equally_often() -> None:
     student = random_outputs(0)
     objective = crd(student, student, negatives=3000)
     batch = views([0, 1, 3, 11], [0] * 4, [0, 1, 2, 3])
-    for sample, negatives in zip(batch.index.tolist(), objective._drawn(batch, FakeAsk()), strict=True):
+    for sample, negatives in zip(batch.index.tolist(), objective._drawn(batch, FakeAsk(student, student)), strict=True):
         others = (CLASSES[sample] != CLASSES).nonzero().flatten()
         counts = torch.bincount(negatives, minlength=len(CLASSES))
         assert torch.equal(counts.nonzero().flatten(), others)
@@ -113,6 +113,7 @@ def test_negatives_are_of_other_classes_and_all_of_them_equally_often() -> None:
 def test_the_extremes_of_a_draw_are_the_first_and_the_last_sample_of_other_classes() -> None:
     class Extreme(FakeAsk):
         def __init__(self, chance: float) -> None:
+            super().__init__(student, student)
             self.chance = chance
 
         def uniform(self, *counters: Tensor | int) -> Tensor:
@@ -128,9 +129,9 @@ def test_the_extremes_of_a_draw_are_the_first_and_the_last_sample_of_other_class
 def test_every_row_and_view_has_negatives_of_its_own_whatever_is_in_its_batch() -> None:
     student = random_outputs(0)
     objective = crd(student, student)
-    drawn = objective._drawn(views([1, 3, 1], [0, 0, 1], [0, 1, 0]), FakeAsk())
+    drawn = objective._drawn(views([1, 3, 1], [0, 0, 1], [0, 1, 0]), FakeAsk(student, student))
     assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
-    assert torch.equal(objective._drawn(views([5, 1], [0, 1], [0, 0]), FakeAsk())[1], drawn[2])
+    assert torch.equal(objective._drawn(views([5, 1], [0, 1], [0, 0]), FakeAsk(student, student))[1], drawn[2])
 
 
 # ---- memory
@@ -141,7 +142,7 @@ def test_of_several_views_the_base_row_is_remembered() -> None:
     objective = crd(student, teacher)
     own, _ = projected(objective, student, teacher)
     before = objective.of_students.numpy().copy()
-    said(objective, student, teacher, views([4, 0, 2, 4, 2, 4], [0, 0, 0, 1, 1, 2], [0, 1, 2, 0, 2, 0]))
+    called(objective, student, teacher, views([4, 0, 2, 4, 2, 4], [0, 0, 0, 1, 1, 2], [0, 1, 2, 0, 2, 0]))
     after, rows = objective.of_students.numpy(), [4, 0, 2]
     assert np.allclose(after[rows], unit(0.5 * before[rows] + 0.5 * own[:3]))
     others = [k for k in range(12) if k not in rows]
@@ -152,7 +153,7 @@ def test_a_checkpoint_holds_memories_and_normalisers_but_not_the_labels() -> Non
     student, teacher = random_outputs(0), random_outputs(1)
     objective = crd(student, teacher)
     assert objective.normalisers.tolist() == [-1, -1]
-    said(objective, student, teacher, batch_of([0] * 6))
+    called(objective, student, teacher, batch_of([0] * 6))
     assert bool((objective.normalisers > 0).all())
     learned = {f"project_{who}.{part}" for who in ("student", "teacher") for part in ("weight", "bias")}
     assert set(objective.state_dict()) == {"of_students", "of_teachers", "normalisers", *learned}
@@ -160,7 +161,7 @@ def test_a_checkpoint_holds_memories_and_normalisers_but_not_the_labels() -> Non
     other.load_state_dict(objective.state_dict())
     batch = views([4, 0, 2, 4, 2, 4], [0, 0, 0, 1, 1, 2], [0, 1, 2, 0, 2, 0])
     for _ in range(2):
-        assert said(other, student, teacher, batch) == said(objective, student, teacher, batch)
+        assert called(other, student, teacher, batch) == called(objective, student, teacher, batch)
 
 
 def test_gradients_are_those_of_a_memory_that_stays() -> None:
@@ -173,7 +174,7 @@ def test_gradients_are_those_of_a_memory_that_stays() -> None:
     for each in (objective, still):
         each.of_students.copy_(memory[0])
         each.of_teachers.copy_(memory[1])
-        said(each, student, teacher, batch)["crd"].backward()
+        called(each, student, teacher, batch)["crd"].backward()
         gradients.append(each.project_student.weight.grad)
     torch.testing.assert_close(*gradients)
 
@@ -182,7 +183,7 @@ def test_gradients_are_those_of_a_memory_that_stays() -> None:
 
 
 def test_crd_needs_classes() -> None:
-    with pytest.raises(RecipeError, match="'crd' contrasts samples of different classes, got 1; leave it out"):
+    with pytest.raises(RecipeError, match="need 2 classes or more, got 1 in 5 rows; use"):
         CRD().know(Samples(torch.zeros(5, dtype=torch.int64)))
     with pytest.raises(RecipeError, match=r"'crd' needs one class per sample, labels have shape \(4, 4\); use kd"):
         CRD().know(Samples(torch.zeros(5, 4, 4, dtype=torch.int64)))
@@ -190,7 +191,7 @@ def test_crd_needs_classes() -> None:
 
 def test_crd_needs_somebody_to_ask() -> None:
     student = random_outputs(0)
-    with pytest.raises(RecipeError, match="'crd' draws samples.*leave it out"):
+    with pytest.raises(RecipeError, match="'crd' asks for rows of its own.*train it in"):
         crd(student, student)(student, student, batch_of([0] * 6))
 
 
@@ -199,6 +200,7 @@ def test_samples_may_have_any_number_per_class() -> None:
     objective = CRD(negatives=16)
     objective.know(Samples(torch.tensor([5, 5, 1])))
     objective.build(Shapes(5, 7), Shapes(5, 7))
-    drawn = objective._drawn(batch_of([0, 0, 1]), FakeAsk())
+    batch = batch_of([5, 5, 1])
+    drawn = objective._drawn(batch, FakeAsk(student, student))
     assert set(drawn[0].tolist()) == {2} and set(drawn[2].tolist()) == {0, 1}
-    assert number(said(objective, student, student, batch_of([0, 0, 1]))["crd"]) > 0
+    assert number(called(objective, student, student, batch)["crd"]) > 0
