@@ -250,9 +250,9 @@ class Run:
             raise RecipeError(
                 f"objective '{asking[0]}' asks for rows of its own, which only a training core has; leave it out"
             )
-        return [
-            None if self._beside is None else Asking(self, network, self._beside) for network in range(len(self.taps))
-        ]
+        if self._beside is None:
+            return []
+        return [Asking(self, network, self._beside) for network in range(len(self.taps))]
 
     # ---- saving and restoring
 
