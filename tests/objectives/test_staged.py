@@ -85,12 +85,12 @@ def test_review_without_a_teacher_is_the_label_and_logit_part_of_byot() -> None:
     objective = built("mtkd_ssr", student, teacher, lambda_c=0.0, lambda_r=0.0, lambda_x=1.0, review="deepest")
     heads = [head(stage) for head, stage in zip(objective.heads, student.stages, strict=False)]  # type: ignore[arg-type]
     assert len(heads) == 2
-    labels = sum(functional.cross_entropy(each, batch.y) for each in heads)
+    labels = torch.stack([functional.cross_entropy(each, batch.y) for each in heads]).sum()
     deepest = (student.logits / 4).softmax(1)
-    soft = sum(16 * functional.kl_div((each / 4).log_softmax(1), deepest, reduction="batchmean") for each in heads)
+    soft = [16 * functional.kl_div((each / 4).log_softmax(1), deepest, reduction="batchmean") for each in heads]
     terms = objective(student, teacher, batch)
     assert number(terms["scd"]) == number(terms["srd"]) == 0
-    assert number(total(terms)) == pytest.approx(number(labels + soft), rel=1e-5)
+    assert number(total(terms)) == pytest.approx(number(labels + torch.stack(soft).sum()), rel=1e-5)
 
 
 def test_heads_of_the_teacher_are_compared_at_their_stages() -> None:
