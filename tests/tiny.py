@@ -15,6 +15,7 @@ from torch import nn
 from autokd.core import checkpoint
 from autokd.core.core import TrainingCore
 from autokd.core.device import Setting
+from autokd.core.headed import HEADS, Headed, new_heads
 from autokd.core.payload import TapePlan
 from autokd.core.run import load_student
 from autokd.data import Data
@@ -22,6 +23,7 @@ from autokd.orders import Order
 from autokd.protocols import seed_everything
 from autokd.recipe import Recipe
 from autokd.students import FAMILIES, name_of
+from autokd.students.tap import Tap
 
 SHAPE, CLASSES = (1, 8, 8), 3
 
@@ -86,6 +88,20 @@ def _trained() -> nn.Module:
 def expert() -> nn.Module:
     """A residual network that knows `images` well, trained once for all tests; a new copy each time."""
     return copy.deepcopy(_trained())
+
+
+def headed(backbone: nn.Module | None = None, seed: int = 3) -> Headed:
+    """A teacher with untrained heads of every kind, with statistics of their own."""
+    backbone = expert() if backbone is None else backbone
+    tap = Tap(backbone, torch.rand(2, *SHAPE))
+    tap.close()
+    torch.manual_seed(seed)
+    heads = {kind: new_heads(kind, tap.shapes) for kind in HEADS}
+    for part in (part for each in heads.values() for part in each.modules()):
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.normal_()  # type: ignore[union-attr]
+            part.running_var.uniform_(0.5, 2.0)  # type: ignore[union-attr]
+    return Headed(backbone, nn.ModuleDict(heads)).eval()
 
 
 def tape_plan(folder: Path, payload: frozenset[str] = EVERYTHING, limit: int = 10**9) -> TapePlan:

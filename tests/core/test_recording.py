@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 from steps import batch_of
-from tiny import network
+from tiny import headed, network
 from torch import Tensor, nn
 
+from autokd.core.device import Setting
+from autokd.core.live import LiveTeacher
+from autokd.core.payload import FIELDS
 from autokd.core.recording import Twin, Watch, kept, mapped, shape_of, tensors_of
 from autokd.core.step import parts_of
 from autokd.objectives import OBJECTIVES
@@ -175,11 +178,11 @@ def test_kept_shows_what_was_replaced(change: Callable[[Any], Any]) -> None:
 def test_every_registered_objective_can_be_replayed(name: str) -> None:
     """Nothing is read on the host, nothing kept beside buffers."""
     batch, objective = batch_of(), OBJECTIVES[name]()
-    student, teacher = (Tap(network(width=width).train(), batch.x) for width in (4, 8))
+    student, teacher = Tap(network(width=4).train(), batch.x), LiveTeacher(headed(network()), batch.x, Setting())
     objective.know(Samples(batch.y))
     objective.build(student.shapes, teacher.shapes)
     objective.adopt(student.module)
-    taught = teacher(batch.x).detach()
+    taught = teacher.outputs(batch.x, frozenset(FIELDS))
     before = kept([objective])
     with Watch("cpu") as watch:
         sum(parts_of(objective, student(batch.x), taught, batch, None).values()).backward()
