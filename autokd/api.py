@@ -76,7 +76,7 @@ def search(
     """Find the best student for `teacher` that `budget` can buy.
 
     budget        "30m", "200 trials" or "5000 epochs"; a fifth of it goes to retraining the winner and its controls
-    space         a shipped space's name or a YAML file; by default the one for such data: "digits", "vectors" or "classification"
+    space         a shipped space's name or a YAML file; by default the one for such data: "digits", "vectors" or "images"
     objectives    only these distillation losses, of those in the space
     students      only these families; your own as "module:attribute", a family object, or an nn.Module class
     constraints   {"params": "50k", "flops": …, "bytes": "64 kB", "memory": …, "latency_ms": 5}; by default params: "teacher/10"

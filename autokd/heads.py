@@ -42,6 +42,7 @@ SHARE = {  # one epoch for so many of the teacher's own: forward passes alone, o
     "joint": 9,
     "projection": 9,
 }
+SEED = 0
 ALL_CORES = 10_000  # training rows from which on all cores are used
 
 
@@ -61,7 +62,8 @@ def with_fitted_heads(teacher: Teacher, kinds: Iterable[str], device: str, say: 
     heads = {}
     for kind in sorted(kinds):
         epochs = default_epochs(teacher, kind)
-        say(f"teacher heads ({kind}): {epochs} epoch{'s' if epochs > 1 else ''}")
+        if not _place(teacher, kind, epochs, SEED).exists():
+            say(f"teacher heads ({kind}): {epochs} epoch{'s' if epochs > 1 else ''}")
         heads[kind] = fit_heads(teacher, kind, epochs=epochs, device=device)
     return Headed(teacher.module, nn.ModuleDict(heads)).eval() if heads else teacher.module
 
@@ -71,7 +73,7 @@ def fit_heads(
     kind: str,
     *,
     epochs: int | None = None,
-    seed: int = 0,
+    seed: int = SEED,
     cache: bool = True,
     device: str | None = None,
 ) -> nn.ModuleList:

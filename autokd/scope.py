@@ -67,4 +67,4 @@ def _what_the_teacher_can_teach(space: Space, teacher: Teacher, asked_for: Seque
 def _default_space(input_shape: tuple[int, ...]) -> str:
     if len(input_shape) != 3:
         return "vectors"
-    return "digits" if max(input_shape[1:]) < 16 else "classification"
+    return "digits" if max(input_shape[1:]) < 16 else "images"

@@ -122,6 +122,8 @@ def test_a_teacher_is_handed_on_as_it_is_where_no_heads_are_wanted(teacher: Teac
     module = with_fitted_heads(teacher, ("stage", "joint"), "cpu", said_.append)
     assert isinstance(module, Headed) and sorted(module.heads) == ["joint", "stage"] and not module.training
     assert said_ == ["teacher heads (joint): 1 epoch", "teacher heads (stage): 1 epoch"]
+    with_fitted_heads(teacher, ("stage", "joint"), "cpu", said_.append)
+    assert len(said_) == len(trainings) == 2, "they are there"
 
 
 def test_teachers_and_numbers_that_do_not_do_are_refused(teacher: Teacher) -> None:

@@ -73,7 +73,6 @@ def weights(module: nn.Module) -> dict[str, torch.Tensor]:
 
 ROWS = 39  # training rows of images(60)
 EVERYTHING = frozenset({"logits", "embedding", "attention", "stages"})
-AUX = frozenset({"aux.stage", "aux.joint", "aux.projection", "aux.pooled"})  # of one with heads
 
 
 @cache
@@ -91,10 +90,10 @@ def expert() -> nn.Module:
     return copy.deepcopy(_trained())
 
 
-def with_all_heads(backbone: nn.Module | None = None, seed: int = 3) -> Headed:
-    """Untrained ones, with statistics of their own."""
+def headed(backbone: nn.Module | None = None, seed: int = 3) -> Headed:
+    """A teacher with untrained heads of every kind, with statistics of their own."""
     backbone = expert() if backbone is None else backbone
-    tap = Tap(backbone, torch.rand(2, 1, 8, 8))
+    tap = Tap(backbone, torch.rand(2, *SHAPE))
     tap.close()
     torch.manual_seed(seed)
     heads = {kind: new_heads(kind, tap.shapes) for kind in HEADS}

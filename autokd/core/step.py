@@ -21,9 +21,7 @@ from autokd.peers.base import PeerSystem
 from autokd.protocols import Ask, Batch, Objective, Outputs, Task
 from autokd.recipe import Recipe
 
-LEAST_UNIT = (
-    1e-3  # of a term whose loss before training is smaller: dividing by next to nothing would let it drown the others
-)
+LEAST_UNIT = 1e-6  # a term whose loss before training is smaller keeps its own unit: it says nothing yet
 Forward = Callable[[Tensor], list[Outputs]]  # rows -> what each network says of them, the student first
 
 
@@ -61,8 +59,8 @@ class Step:
     ) -> None:
         """With `dials`, which `optimiser` has its learning rate from, the recipe's numbers are read there in every step.
 
-        `objectives` are each network's, in the order of the recipe's terms; `system` are the losses between the networks, `asks` what each network's objectives may ask, None or none: nothing; `scales` the
-        units of the terms' weights, if they are not those of the losses.
+        `objectives` are each network's, in the order of the recipe's terms; `system` are the losses between the networks; `asks` is what each
+        network's objectives may ask, None or no entry: nothing; `scales` are the units of the terms' weights, if not those of the losses.
         """
         self.recipe, self.task, self.setting, self.dials = recipe, task, setting, dials
         self._factors = factors_of(recipe) if dials is None else dials.factors

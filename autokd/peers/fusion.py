@@ -149,8 +149,8 @@ class Fusion(nn.Module):
         self.classify = nn.Linear(width, classes)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        size = [min(each.shape[axis] for each in maps) for axis in (2, 3)]
-        maps = [each if list(each.shape[2:]) == size else functional.adaptive_avg_pool2d(each, size) for each in maps]
+        height, width = (min(each.shape[axis] for each in maps) for axis in (2, 3))
+        maps = [functional.adaptive_avg_pool2d(each, (height, width)) for each in maps]
         joined = torch.stack(maps).sum(0) if self.added else torch.cat(maps, 1)
         logits: Tensor = self.classify(self.mix(joined).mean((2, 3)))
         return logits

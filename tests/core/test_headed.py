@@ -8,20 +8,7 @@ from typing import Any
 import pytest
 import torch
 from sharing import Counting, assert_close, launched, losses, recorded, state, train
-from tiny import (
-    AUX,
-    CLASSES,
-    EVERYTHING,
-    ROWS,
-    coarse,
-    expert,
-    images,
-    network,
-    recipe,
-    tape_plan,
-    taped,
-    with_all_heads,
-)
+from tiny import CLASSES, EVERYTHING, ROWS, coarse, expert, headed, images, network, recipe, tape_plan, taped
 
 from autokd.core.fingerprint import fingerprint
 from autokd.core.headed import HEADS, new_heads, said, with_heads
@@ -35,6 +22,7 @@ from autokd.protocols import Batch, Outputs, Shapes
 from autokd.recipe import Recipe
 
 torch.set_num_threads(1)
+AUX = frozenset({"aux.stage", "aux.joint", "aux.projection", "aux.pooled"})
 TURNED = {"augment": {"policy": "rotations", "crops": "shared"}, "ce_rows": "original"}
 CASES: dict[str, dict[str, Any]] = {
     "mtkd_ssr": {},
@@ -61,14 +49,14 @@ def no_student_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_call_gives_the_networks_own_logits_and_the_heads_change_its_name() -> None:
     backbone, x = expert(), torch.rand(4, 1, 8, 8)
-    headed = with_all_heads(expert())
-    assert torch.equal(headed(x), backbone(x))
-    others = {fingerprint(backbone), fingerprint(headed), fingerprint(with_all_heads(seed=4))}
-    assert len(others) == 3 and fingerprint(headed) == fingerprint(with_all_heads())
+    teacher = headed(expert())
+    assert torch.equal(teacher(x), backbone(x))
+    others = {fingerprint(backbone), fingerprint(teacher), fingerprint(headed(seed=4))}
+    assert len(others) == 3 and fingerprint(teacher) == fingerprint(headed())
 
 
 def test_a_live_teacher_says_what_was_asked_for_and_each_row_for_itself(tmp_path: Path) -> None:
-    core = taped(tmp_path, None, teacher=with_all_heads())
+    core = taped(tmp_path, None, teacher=headed())
     live, x = core.teaching.live, torch.rand(5, 1, 8, 8)  # type: ignore[union-attr]
     every = live.outputs(x, AUX)
     assert {kind: tuple(each.shape[1] for each in told) for kind, told in every.aux.items()} == {
@@ -85,11 +73,11 @@ def test_a_live_teacher_says_what_was_asked_for_and_each_row_for_itself(tmp_path
 
 
 def test_the_heads_read_the_backbones_stages_and_embedding(tmp_path: Path) -> None:
-    headed, x = with_all_heads(), torch.rand(4, 1, 8, 8)
-    live = taped(tmp_path, None, teacher=headed).teaching.live  # type: ignore[union-attr]
+    teacher, x = headed(), torch.rand(4, 1, 8, 8)
+    live = taped(tmp_path, None, teacher=teacher).teaching.live  # type: ignore[union-attr]
     told = live.outputs(x, AUX | {"stages", "embedding"})
     for kind in HEADS:
-        expected = said(headed.heads.get_submodule(kind), kind, told)
+        expected = said(teacher.heads.get_submodule(kind), kind, told)
         for one, other in zip(expected, told.aux[kind], strict=True):
             torch.testing.assert_close(one, other)
     for one, stage in zip(told.aux["pooled"], told.stages, strict=True):
@@ -112,7 +100,7 @@ def test_what_heads_cannot_read_is_refused(kind: str, shapes: Shapes) -> None:
 
 
 def test_a_rehearsal_puts_out_what_the_teacher_would(tmp_path: Path) -> None:
-    live = LiveTeacher(with_all_heads(), torch.rand(2, 1, 8, 8), taped(tmp_path, None).setting)
+    live = LiveTeacher(headed(), torch.rand(2, 1, 8, 8), taped(tmp_path, None).setting)
     told = live.outputs(torch.rand(6, 1, 8, 8), AUX)
     for drawn in (Rehearsal(live.shapes, AUX, "cpu").of_rows(6), rehearsed_outputs(live.shapes)):
         assert {kind: [each.shape for each in parts] for kind, parts in drawn.aux.items()} == {
@@ -135,10 +123,10 @@ def test_a_replayed_training_is_the_live_one_within_half_precision(tmp_path: Pat
     curves: dict[bool, list[float]] = {}
     for tape in (None, tmp_path / "tape"):
         plan = None if tape is None else tape_plan(tape, EVERYTHING | AUX)
-        headed = with_all_heads()
-        its_core = taped(tmp_path / str(tape is None), plan, teacher=headed)
+        teacher = headed()
+        its_core = taped(tmp_path / str(tape is None), plan, teacher=teacher)
         passes: list[int] = []
-        headed.backbone.register_forward_hook(lambda _, args, __, passes=passes: passes.append(len(args[0])))
+        teacher.backbone.register_forward_hook(lambda _, args, __, passes=passes: passes.append(len(args[0])))
         curves[tape is None] = losses(train(its_core, of(case), 2))
         views = 4 if "augment" in CASES[case] else 1
         assert passes.count(ROWS) == (0 if tape is None else 2 * views)
@@ -150,8 +138,8 @@ def test_a_replayed_training_is_the_live_one_within_half_precision(tmp_path: Pat
 @pytest.mark.parametrize("case", ["mtkd_ssr", "hsakd", "sskd"])
 def test_whole_steps_train_as_launched_ones_do(tmp_path: Path, case: str) -> None:
     plan, ours = tape_plan(tmp_path / "tape", EVERYTHING | AUX), Counting()
-    plain = launched(tmp_path / "plain", tape=plan, teacher=with_all_heads())
-    its_core = recorded(tmp_path / "ours", ours, tape=plan, teacher=with_all_heads())
+    plain = launched(tmp_path / "plain", tape=plan, teacher=headed())
+    its_core = recorded(tmp_path / "ours", ours, tape=plan, teacher=headed())
     theirs, report = train(plain, of(case), 3), train(its_core, of(case), 3)
     assert report.notes == () and ours.records == 2 and ours.replays >= 5
     assert_close(state(its_core), state(plain), tolerance=1e-3)
@@ -159,13 +147,13 @@ def test_whole_steps_train_as_launched_ones_do(tmp_path: Path, case: str) -> Non
 
 
 def test_heads_that_are_not_on_the_tape_are_read_live_and_that_is_said(tmp_path: Path) -> None:
-    its_core = taped(tmp_path / "core", tape_plan(tmp_path / "tape", frozenset({"logits"})), teacher=with_all_heads())
+    its_core = taped(tmp_path / "core", tape_plan(tmp_path / "tape", frozenset({"logits"})), teacher=headed())
     notes = train(its_core, of("hsakd"), 1).notes
     assert any("aux.joint of the teacher are not on the tape" in note for note in notes)
 
 
 def test_rotated_rows_and_their_heads_come_back_from_the_tape(tmp_path: Path) -> None:
-    its_core = taped(tmp_path, tape_plan(tmp_path / "tape", EVERYTHING | AUX), teacher=with_all_heads())
+    its_core = taped(tmp_path, tape_plan(tmp_path / "tape", EVERYTHING | AUX), teacher=headed())
     assert its_core.teaching is not None
     run = its_core.new(of("sskd"), 0, its_core.setting)
     needs = AUX | {"logits"}
@@ -181,7 +169,7 @@ def test_rotated_rows_and_their_heads_come_back_from_the_tape(tmp_path: Path) ->
 
 
 def test_what_needs_rotations_or_heads_is_refused_before_training(tmp_path: Path) -> None:
-    its_core = taped(tmp_path, None, teacher=with_all_heads())
+    its_core = taped(tmp_path, None, teacher=headed())
     for name in ("hsakd", "sskd"):
         with pytest.raises(RecipeError, match=rf"'{name}' compares rotated views, augment.policy is 'base'; set it"):
             its_core.new(recipe(terms=({"objective": name, "weight": 1.0},)), 0, its_core.setting)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from steps import batch_of
-from tiny import network, with_all_heads
+from tiny import headed, network
 from torch import Tensor, nn
 
 from autokd.core.device import Setting
@@ -181,8 +181,7 @@ def test_every_registered_objective_can_be_replayed(name: str) -> None:
     if objective.rotations:
         rows = torch.arange(len(batch.index))
         batch = replace(batch, index=rows // 4, view=rows % 4, parent=rows - rows % 4)
-    student = Tap(network(width=4).train(), batch.x)
-    teacher = LiveTeacher(with_all_heads(network(width=8)), batch.x, Setting())
+    student, teacher = Tap(network(width=4).train(), batch.x), LiveTeacher(headed(network()), batch.x, Setting())
     objective.know(Samples(batch.y))
     objective.build(student.shapes, teacher.shapes)
     objective.adopt(student.module)

@@ -466,7 +466,9 @@ class Pixels:
 
     name, metric = "pixels", "accuracy"
 
-    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+    def loss(
+        self, outputs: Any, batch: Batch, row_weight: Tensor | None = None, smoothing: float | Tensor = 0.0
+    ) -> Tensor:
         return functional.cross_entropy(outputs.logits.unflatten(1, (CLASSES, 8, 8)), batch.y)
 
     def evaluate(self, forward: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> dict[str, float]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
-from tiny import CLASSES, KD, SHAPE, core, images, network, order, recipe, weights, with_all_heads
+from tiny import CLASSES, KD, SHAPE, core, headed, images, network, order, recipe, weights
 from torch import Tensor, nn
 
 from autokd.core import checkpoint
@@ -71,16 +71,6 @@ def own(how: str, **more: Any) -> Recipe:
     return recipe(name_of(Family(how)), **more)
 
 
-def views_for(names: Sequence[str]) -> dict[str, Any]:
-    """What a recipe says of its views, if it has these losses."""
-    return {"augment": {"policy": "rotations"}} if any(OBJECTIVES[name].rotations for name in names) else {}
-
-
-def teacher_for(names: Sequence[str]) -> nn.Module:
-    """With heads, if one of these losses reads them."""
-    return with_all_heads(network()) if any(OBJECTIVES[name].teacher_heads for name in names) else network()
-
-
 # ---- learning
 
 
@@ -95,17 +85,24 @@ def test_a_student_learns(tmp_path: Path, family: str) -> None:
     assert set(first["terms"]) == {"ce"} and first["lr"] >= 0
 
 
+def fitting(names: list[str]) -> tuple[nn.Module, dict[str, Any]]:
+    """A teacher with the heads that these losses read, if any does, and the views that they need."""
+    classes = [OBJECTIVES[name] for name in names]
+    teacher = headed(network()) if any(each.teacher_heads for each in classes) else network()
+    return teacher, {"policy": "rotations" if any(each.rotations for each in classes) else "base"}
+
+
 @pytest.mark.parametrize("names", [[name] for name in OBJECTIVES] + list(TOGETHER), ids="+".join)
 def test_every_loss_trains_and_is_logged_by_name(tmp_path: Path, names: list[str]) -> None:
-    views = views_for(names)
-    of = recipe(terms=tuple(ALONE[name] for name in names), optim={"lr": 0.01}, **views)
-    report = core(tmp_path, teacher=teacher_for(names)).advance(order(of, to=2, total=2))
+    teacher, views = fitting(names)
+    of = recipe(terms=tuple(ALONE[name] for name in names), optim={"lr": 0.01}, augment=views)
+    report = core(tmp_path, teacher=teacher).advance(order(of, to=2, total=2))
     for row in report.history:
         logged = {name.partition(".")[0] for name in row["terms"]}
         assert logged == {"ce", *names}
         assert row["loss"] == pytest.approx(sum(row["terms"].values()))
         assert all(math.isfinite(value) for value in row["terms"].values())
-    module = core(tmp_path).advance(order(recipe(optim={"lr": 0.01}, **views), to=2, total=2, seed=0))
+    module = core(tmp_path).advance(order(recipe(optim={"lr": 0.01}, augment=views), to=2, total=2, seed=0))
     assert module.history[1]["terms"]["ce"] != report.history[1]["terms"]["ce"], "the loss does not reach the student"
 
 
@@ -117,8 +114,9 @@ def test_a_vanishing_weight_changes_nothing(tmp_path: Path, name: str) -> None:
     """
     students = []
     for terms in ((), ({**ALONE[name], "weight": 1e-12},)):
-        its_core = core(tmp_path / str(len(terms)), teacher=teacher_for([name]))
-        its_core.advance(order(recipe(terms=terms, **views_for([name]))))
+        teacher, views = fitting([name])
+        its_core = core(tmp_path / str(len(terms)), teacher=teacher)
+        its_core.advance(order(recipe(terms=terms, augment=views)))
         tensors, _ = checkpoint.load(its_core.checkpoint_path("t"))
         students.append({name: t for name, t in tensors.items() if name.startswith("parts.0.")})
     assert students[0].keys() == students[1].keys()
