@@ -28,12 +28,26 @@ from autokd.students.zoo import ZOO
 from docs.make_cli import page
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SYSTEM_PAGES = sorted((ROOT / "docs" / "methods").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *SYSTEM_PAGES]
 pages = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 
 
 def text_of(name: str) -> str:
-    return (ROOT / "docs" / name).read_text(encoding="utf-8")
+    """A page; with the methods page those of single systems."""
+    own = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    return "\n".join([own, *map(Path.read_text, SYSTEM_PAGES)]) if name == "methods.md" else own
+
+
+def description(name: str) -> str:
+    """What is written of a loss or system of peers: its page, else its section."""
+    alone = ROOT / "docs" / "methods" / f"{name}.md"
+    if alone in SYSTEM_PAGES:
+        return alone.read_text(encoding="utf-8")
+    (section,) = [
+        each for each in re.split(r"^#+ ", text_of("methods.md"), flags=re.MULTILINE) if each.startswith(f"`{name}`")
+    ]
+    return section
 
 
 def blocks(path: Path, language: str) -> list[str]:
@@ -132,15 +146,29 @@ def test_every_objective_and_system_has_a_heading() -> None:
 
 
 def test_every_parameter_of_a_method_is_described() -> None:
-    sections = re.split(r"^#+ ", text_of("methods.md"), flags=re.MULTILINE)
     for name, method in {**OBJECTIVES, **SYSTEMS}.items():
-        (section,) = [each for each in sections if each.startswith(f"`{name}`")]
-        assert [field for field in method.fields if f"`{field}`" not in section] == []
+        assert [field for field in method.fields if f"`{field}`" not in description(name)] == []
+
+
+@pytest.mark.parametrize("path", SYSTEM_PAGES, ids=lambda path: path.stem)
+def test_a_page_of_a_system_tells_all_that_is_asked(path: Path) -> None:
+    """What it does, its formula, its knobs, what it costs, how it is known, and its use from the shell, in Python and in a space."""
+    text = path.read_text(encoding="utf-8")
+    assert re.match(r"# [^\n]+\n\n", text) and "## Use" in text and "papers/" in text
+    assert re.search(r"^\|.*default", text, re.MULTILINE) and re.search(r"[Cc]ost|[Rr]ow|rows", text)
+    assert re.search(r"[Ll]evel|[Rr]econstruction|ACCV 2022", text)
+    for program in blocks(path, "python"):
+        for told in re.findall(r"distill\(teacher, (\{.*\})\)", program):
+            autokd.Recipe.from_dict(ast.literal_eval(told)).check(autokd.vocabulary())
+    for space in blocks(path, "yaml"):
+        found = Space.parse(space, autokd.vocabulary())
+        found.recipe(found.prior_point())
+    assert blocks(path, "python") and blocks(path, "sh")
 
 
 def test_peers_of_the_methods_page_are_legal() -> None:
     found = [json.loads(peers) for peers in re.findall(r"`(\{\"count\".*?\})`", text_of("methods.md"))]
-    assert {peers.get("system", "dml") for peers in found} == set(SYSTEMS)
+    assert {peers.get("system", "dml") for peers in found} >= set(SYSTEMS)
     for peers in found:
         recipe = autokd.Recipe.from_dict({"student": {"family": "resnet"}, "peers": peers})
         assert system_of(recipe.check(autokd.vocabulary()).peers) is not None
@@ -240,4 +268,8 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 def test_every_page_is_linked_from_the_readme() -> None:
     linked = set(re.findall(r"\]\(docs/([\w-]+\.md)\)", PAGES[0].read_text(encoding="utf-8")))
-    assert linked == {path.name for path in PAGES[1:]}
+    assert linked == {path.name for path in PAGES[1:] if path not in SYSTEM_PAGES}
+    of_systems = set(
+        re.findall(r"\]\(methods/([\w-]+\.md)\)", (ROOT / "docs" / "methods.md").read_text(encoding="utf-8"))
+    )
+    assert of_systems == {path.name for path in SYSTEM_PAGES}

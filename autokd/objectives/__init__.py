@@ -1,6 +1,6 @@
 """Distillation losses, grouped by what they compare (logits, features, relations, a network with itself, one with many) or ask for.
 
-A new loss is a class in one of the files (or a new one), a line in `OBJECTIVES` and a heading in docs/methods.md. A
+A new loss is a class in one of the files (or a new one), a line in `OBJECTIVES` and a heading in docs/methods.md or a page in docs/methods/. A
 user's own loss needs none of that: a recipe names it as "module:attribute".
 """
 

@@ -1,6 +1,6 @@
 """Collaborative peers: networks that are trained together and teach each other.
 
-A new system is a class in one of the files (or a new one), a line in `SYSTEMS` and a heading in docs/methods.md.
+A new system is a class in one of the files (or a new one), a line in `SYSTEMS` and a heading in docs/methods.md or a page in docs/methods/.
 """
 
 from __future__ import annotations

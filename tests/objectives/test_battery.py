@@ -42,7 +42,10 @@ from autokd.objectives.relations import relations
 from autokd.protocols import Batch, Objective, Outputs, Samples, Shapes
 from autokd.recipe import TermSpec
 
-METHODS = Path(__file__).parents[2] / "docs" / "methods.md"
+DOCS = Path(__file__).parents[2] / "docs"
+METHODS = "\n".join(
+    path.read_text(encoding="utf-8") for path in (DOCS / "methods.md", *(DOCS / "methods").glob("*.md"))
+)
 EVERY = pytest.mark.parametrize("name", OBJECTIVES)
 LABELS = [0, 1, 2, 3, 4, 0]
 KINDS = ["logits", "embedding", *["stages"] * 3]  # of the leaves of random outputs
@@ -73,7 +76,7 @@ class TestEveryObjective:
         assert not set(objective.fields) & set(TermSpec.model_fields), "a term would take it for its own"
 
     def test_is_documented(self, name: str) -> None:
-        assert re.search(rf"^##+ `{name}`", METHODS.read_text(encoding="utf-8"), re.MULTILINE)
+        assert re.search(rf"^##+ `{name}`", METHODS, re.MULTILINE)
 
     def test_needs_say_what_is_read(self, name: str) -> None:
         """Of the step's rows, or of those that it asks for."""

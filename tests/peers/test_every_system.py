@@ -28,7 +28,10 @@ from autokd.peers import SYSTEMS
 from autokd.peers.base import PeerSystem
 from autokd.protocols import Outputs
 
-METHODS = Path(__file__).parents[2] / "docs" / "methods.md"
+DOCS = Path(__file__).parents[2] / "docs"
+METHODS = "\n".join(
+    path.read_text(encoding="utf-8") for path in (DOCS / "methods.md", *(DOCS / "methods").glob("*.md"))
+)
 LABELS = [0, 1, 2, 3, 4, 0]
 SAID_BY_OTHERS = {  # parts in which networks compare themselves with others of the same kind: nothing to learn from an equal
     "dml": {"peers"},
@@ -66,7 +69,7 @@ class TestDeclarations:
         assert system.dials <= {field for field, rule in system.fields.items() if rule.kind == "float"}
 
     def test_is_documented(self, name: str) -> None:
-        assert re.search(rf"^### `{name}`$", METHODS.read_text(encoding="utf-8"), re.MULTILINE)
+        assert re.search(rf"^### `{name}`$", METHODS, re.MULTILINE)
 
     @pytest.mark.parametrize("count", [2, 3, 4])
     def test_two_three_and_four_networks(self, name: str, count: int) -> None:
