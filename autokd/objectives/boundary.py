@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from autokd.augment.counters import Stream
-from autokd.objectives.logits import TEMPERATURE
+from autokd.objectives.logits import TEMPERATURE, mean_over
 from autokd.objectives.metric import MARGIN, apart
 from autokd.objectives.requirements import require_ask
 from autokd.protocols import Ask, Batch, Objective, Outputs, Samples
@@ -69,11 +69,6 @@ def base_rows(student: Tensor, teacher: Tensor, y: Tensor, most: int) -> tuple[T
     score = gaps.sum(1) - _picked(gaps, y)
     found = torch.where(fit, score.clamp_min(0), -1.0).topk(most)
     return found.indices, found.values >= 0
-
-
-def mean_over(kept: Tensor, per_row: Tensor) -> Tensor:
-    """Mean of per_row (n,) over the rows kept (n,) bool; 0 if there are none."""
-    return torch.where(kept, per_row, 0.0).sum() / kept.sum().clamp_min(1)
 
 
 class AMKD(Objective):

@@ -46,6 +46,11 @@ def mean_over_rows(per_row: Tensor, row_weight: Tensor | None) -> Tensor:
     return per_row.mean() if row_weight is None else (row_weight * per_row).mean()
 
 
+def mean_over(kept: Tensor, per_row: Tensor) -> Tensor:
+    """Mean of per_row (N,) over the rows that are kept, (N,) bool; 0 if there are none."""
+    return torch.where(kept, per_row, 0.0).sum() / kept.sum().clamp_min(1)
+
+
 class KD(Objective):
     """T²·mean KL(p_t ‖ p_s). Hinton, Vinyals, Dean 2015 (arXiv:1503.02531). T -> ∞: ‖z̄_t − z̄_s‖²/(2C), z̄ centred.
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from autokd.errors import RecipeError
 from autokd.objectives.features import at_equal_size, compared_sizes, stage_pairs
 from autokd.objectives.heads import StageHead
-from autokd.objectives.logits import TEMPERATURE, kl_rows
+from autokd.objectives.logits import TEMPERATURE, kl_rows, mean_over
 from autokd.objectives.relations import embedding_of
 from autokd.objectives.requirements import require_embedding, require_positions, require_stages
 from autokd.protocols import Batch, Objective, Outputs, Shapes
@@ -327,8 +327,8 @@ class SSKD(Objective):
         classes = torch.arange(teacher.logits.shape[1], device=base.device)
         known = ranks(teacher.logits, batch.y, classes, torch.ones_like(classes, dtype=torch.bool))
         kept = kept_rows(known, ~base, _keys(batch), self.transformed_ratio)
-        plain = mean_over(kl_rows(student.logits, teacher.logits, t), base)
-        turned = mean_over(kl_rows(student.logits, teacher.logits, hot), kept)
+        plain = mean_over(base, kl_rows(student.logits, teacher.logits, t))
+        turned = mean_over(kept, kl_rows(student.logits, teacher.logits, hot))
         similar = similarity_gap(
             own, teacher.aux["projection"][0], batch, self.similarity_temperature, self.similarity_ratio
         )
@@ -347,7 +347,7 @@ def similarity_gap(
     own, other = similarities(student, batch), similarities(teacher, batch)
     found = ranks(other, batch.parent, _keys(batch), base)
     kept = kept_rows(found, ~base, _keys(batch), ratio)
-    return temperature**2 * mean_over(kl_rows(own, other, temperature), kept)
+    return temperature**2 * mean_over(kept, kl_rows(own, other, temperature))
 
 
 def similarities(projections: Tensor, batch: Batch) -> Tensor:
@@ -375,11 +375,6 @@ def kept_rows(rank: Tensor, among: Tensor, order: Tensor, ratio: float | Tensor)
     most = right + (ratio * (among.sum() - right).float()).floor()
     before = (rank[None] < rank[:, None]) | ((rank[None] == rank[:, None]) & (order[None] < order[:, None]))
     return among & ((before & among).sum(1) < most)
-
-
-def mean_over(per_row: Tensor, mask: Tensor) -> Tensor:
-    """Mean of (N,) over the rows in the mask; 0 without any."""
-    return (per_row * mask).sum() / mask.sum().clamp_min(1)
 
 
 def _keys(batch: Batch) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from autokd.errors import RecipeError
 from autokd.objectives.features import at_equal_size, attention, stage_pairs
-from autokd.objectives.logits import kl_rows
+from autokd.objectives.logits import kl_rows, mean_over
 from autokd.objectives.own import virtual_teacher
 from autokd.objectives.review import BatchScale
 from autokd.peers.base import Mutual, Parts, PeerSystem, require_stages, risen
@@ -158,8 +158,7 @@ class Fusion(nn.Module):
 
 def correct_response(own: Tensor, other: Tensor, y: Tensor) -> Tensor:
     """Mean KL(other ‖ own) over the rows that the other network has right, 0 without any; logits (N, C), labels (N,)."""
-    right = (other.argmax(1) == y).to(own.dtype)
-    return (right * kl_rows(own, other.detach(), 1.0)).sum() / right.sum().clamp_min(1)
+    return mean_over(other.argmax(1) == y, kl_rows(own, other.detach(), 1.0))
 
 
 def attention_gap(own: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:

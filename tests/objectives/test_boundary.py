@@ -23,8 +23,8 @@ from torch import Tensor
 
 from autokd.augment.counters import uniform
 from autokd.engine.passes import PASSES
-from autokd.objectives.boundary import base_rows, boundary_rows, mean_over, target_classes
-from autokd.objectives.logits import kl_rows
+from autokd.objectives.boundary import base_rows, boundary_rows, target_classes
+from autokd.objectives.logits import kl_rows, mean_over
 from autokd.protocols import Outputs, Samples
 from autokd.recipe import TermSpec
 

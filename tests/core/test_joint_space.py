@@ -1,0 +1,49 @@
+"""Recipes drawn from the joint space are trained to a score or to a failure that is one: never to an accident of the program."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from tiny import EVERYTHING, expert, headed, images, order, taped
+from tiny import tape_plan as plan_in
+
+from autokd.arguments import vocabulary
+from autokd.errors import TrialFailure
+from autokd.orders import Report
+from autokd.recipe import OptimSpec, Recipe, StudentSpec
+from autokd.space import Space
+
+SMALL = StudentSpec.model_validate({"family": "resnet", "width": 4})
+WHOLE = Space.load("classification", vocabulary())
+ETA = "terms.msst.eta: {choice: [0, 0.5, 2], prior: 0}"  # needs four classes, and these data have three
+SPACE = Space.parse(WHOLE.text.replace(ETA, "terms.msst.eta: 0"), vocabulary())
+
+
+def drawn(seed: int) -> Recipe:
+    """Uniform over the space, with a small student."""
+    draw = random.Random(seed)
+    recipe = SPACE.recipe(SPACE.quantile([draw.random() for _ in SPACE.fields]))
+    return recipe.model_copy(update={"student": SMALL, "optim": OptimSpec(batch=16, lr=0.02)})
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_whatever_is_drawn_ends_with_a_score_or_a_scored_failure(tmp_path: Path, seed: int) -> None:
+    its_core = taped(
+        tmp_path / "run", plan_in(tmp_path / "tape", EVERYTHING | {"aux.stage"}), images(60), headed(expert())
+    )
+    (answer,) = its_core.advance_together([order(drawn(seed), to=2, total=2)])
+    assert isinstance(answer, Report) or (isinstance(answer, TrialFailure) and answer.reason in ("nan", "chance")), (
+        answer
+    )
+    its_core.close()
+
+
+def test_draws_reach_every_part_of_the_space() -> None:
+    assert ETA in WHOLE.text
+    recipes = [drawn(seed) for seed in range(16)]
+    assert len({term.objective for recipe in recipes for term in recipe.terms}) >= 12
+    assert {recipe.augment.policy for recipe in recipes} == {"base", "jda"}
+    assert len({recipe.peers.system for recipe in recipes if recipe.peers.count}) >= 3
+    assert {recipe.term_scale for recipe in recipes} == {"own", "initial"}
