@@ -30,7 +30,6 @@ from tiny import (
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autokd.augment.jda import CHAINS
 from autokd.augment.views import augmented_views
 from autokd.core import replay, teaching
 from autokd.core.core import TrainingCore
@@ -575,4 +574,3 @@ def test_augmented_rows_keep_the_labels_of_every_pixel(tmp_path: Path, rho: floa
 def test_as_many_views_are_recorded_as_a_batch_may_have(rho: float, views: int) -> None:
     assert augmented_views(AugmentSpec(policy="jda", rho=rho)) == views
     assert augmented_views(AugmentSpec(policy="base", rho=rho)) == 0
-    assert set(CHAINS) == {"cifar10", "cifar100", "imagenet"}
