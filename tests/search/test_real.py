@@ -36,6 +36,7 @@ def test_the_rival_draws_at_random_and_promotes_the_best_third_from_a_ninth(tmp_
     run.director.engine = Asha(
         engine.sampler.space, engine.sampler.limits, engine.sampler.cost_of, engine.teacher, 2, 0
     )
+    assert run.director.engine.sampler.first_recipe() == engine.sampler.first_recipe(), "both plan alike"
     run()
     tried = run.history.in_role("search")
     assert {trial.source for trial in tried} == {"random"} and len(tried) == 40
