@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, events_of
+from small import nothing_is_faster
 from torch import nn
 
 import autokd
@@ -116,12 +117,6 @@ def test_export_to_onnx(finished: Any, tiny: Any, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = finished.student()(torch.tensor(rows)).numpy()
     np.testing.assert_allclose(got, expected, atol=1e-4)
-
-
-def nothing_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which setting is fastest is for the clock to say; here the simplest one is."""
-    monkeypatch.setattr("autokd.core.materials.fastest", lambda timings: "fp32")
-    monkeypatch.setattr("autokd.core.calibration.MARGIN", 0.0)
 
 
 def test_the_same_seed_gives_the_same_search(quick: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

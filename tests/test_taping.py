@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from small import FIT
+from small import FIT, nothing_is_faster
 from tiny import KD, expert, images, recipe
 
 import autokd
@@ -134,7 +134,8 @@ def test_a_plan_survives_its_ledger(tmp_path: Path, teacher: Teacher) -> None:
 # ---- in use
 
 
-def test_a_second_distillation_runs_the_teacher_no_more(tmp_path: Path) -> None:
+def test_a_second_distillation_runs_the_teacher_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing_is_faster(monkeypatch)
     known = FIT("digits", "mlp", spec={"width": 64, "depth": 2}, epochs=2, cache=False)
     rows, of = len(known.data.train.y), recipe("mlp", width=16, terms=(KD,), optim={"batch": 64})
     passes: list[int] = []
