@@ -75,14 +75,22 @@ class OpenRules(Mapping[str, Mapping[str, Rule]]):
         return len(self._known)
 
 
+def _mutual_learning_alone() -> dict[str, Mapping[str, Rule]]:
+    return {"dml": {}}
+
+
+def _never(objective: str) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """The names a recipe may use: student families, objectives and systems of peers, each with the rules of its fields."""
 
     families: Mapping[str, Mapping[str, Rule]] = field(default_factory=dict)
     objectives: Mapping[str, Mapping[str, Rule]] = field(default_factory=dict)
-    systems: Mapping[str, Mapping[str, Rule]] = field(default_factory=lambda: {"dml": {}})
-    rotated: Callable[[str], bool] = lambda objective: False  # whether an objective needs the views "rotations"
+    systems: Mapping[str, Mapping[str, Rule]] = field(default_factory=_mutual_learning_alone)
+    rotated: Callable[[str], bool] = _never  # whether an objective needs the views "rotations"
 
 
 class Frozen(BaseModel):
