@@ -9,7 +9,7 @@ from autokd.errors import BudgetError, InputError, nearest
 from autokd.objectives import objective_rules
 from autokd.objectives import resolve as resolve_objective
 from autokd.peers import system_rules
-from autokd.recipe import OpenRules, Vocabulary
+from autokd.rules import OpenRules, Vocabulary
 from autokd.space import Space
 from autokd.students import families_rules
 from autokd.students import resolve as resolve_family

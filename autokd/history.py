@@ -14,7 +14,8 @@ from typing import Any, Literal
 from autokd.constraints import Cost
 from autokd.ledger import Event
 from autokd.probe import Probe
-from autokd.recipe import Recipe, Value
+from autokd.recipe import Recipe
+from autokd.rules import Value
 
 TrialState = Literal["running", "paused", "complete", "stopped", "failed", "infeasible"]
 

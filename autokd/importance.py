@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from autokd.history import History, Trial
-from autokd.recipe import Value
+from autokd.rules import Value
 
 ENOUGH = 30  # trials at a rung; the highest rung with as many is taken
 FEWEST = 20  # below, nothing is said: five are the best

@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from autokd.recipe import Rule, Value
+from autokd.rules import Rule, Value
 
 
 @dataclass(frozen=True)

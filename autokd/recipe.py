@@ -15,17 +15,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from autokd.errors import RecipeError, nearest
+from autokd.rules import Value, Vocabulary, check_fields
 
 VERSION = 1
-Value = bool | int | float | str
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -33,64 +32,6 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Schedule = Literal["constant", "linear", "sigmoid", "decay", "off"]  # of a term's weight
 RISING, FALLING = ("linear", "sigmoid"), ("decay", "off")
 Chain = Literal["cifar10", "cifar100", "imagenet", "cifar100-clean", "imagenet-clean", "grey"]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What one field may hold: `kind` is "int", "float" or "choice"; bounds are inclusive."""
-
-    kind: Literal["int", "float", "choice"]
-    default: Value
-    low: float | None = None
-    high: float | None = None
-    choices: tuple[Value, ...] = ()
-    about: str = ""
-
-    def broken_by(self, value: object) -> str | None:
-        """The rule in words if `value` breaks it, else None."""
-        if self.kind == "choice":
-            known = any(value == c and isinstance(value, bool) == isinstance(c, bool) for c in self.choices)
-            return None if known else f"one of {', '.join(map(str, self.choices))}"
-        right_type = isinstance(value, int) or (self.kind == "float" and isinstance(value, float))
-        if not right_type or isinstance(value, bool) or not isinstance(value, int | float):
-            return f"{self.kind} in [{self.low}, {self.high}]"
-        low = -math.inf if self.low is None else self.low
-        high = math.inf if self.high is None else self.high
-        return None if low <= value <= high else f"{self.kind} in [{self.low}, {self.high}]"
-
-
-class OpenRules(Mapping[str, Mapping[str, Rule]]):
-    """Rules of the registered names, and of a user's own "module:attribute", looked up when asked for."""
-
-    def __init__(self, known: Mapping[str, Mapping[str, Rule]], of_own: Callable[[str], Mapping[str, Rule]]) -> None:
-        self._known, self._of_own = known, of_own
-
-    def __getitem__(self, name: str) -> Mapping[str, Rule]:
-        return self._of_own(name) if ":" in name and name not in self._known else self._known[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._known)
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-
-def _mutual_learning_alone() -> dict[str, Mapping[str, Rule]]:
-    return {"dml": {}}
-
-
-def _never(objective: str) -> bool:
-    return False
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """The names a recipe may use: student families, objectives and systems of peers, each with the rules of its fields."""
-
-    families: Mapping[str, Mapping[str, Rule]] = field(default_factory=dict)
-    objectives: Mapping[str, Mapping[str, Rule]] = field(default_factory=dict)
-    systems: Mapping[str, Mapping[str, Rule]] = field(default_factory=_mutual_learning_alone)
-    rotated: Callable[[str], bool] = _never  # whether an objective needs the views "rotations"
 
 
 class Frozen(BaseModel):
@@ -346,19 +287,19 @@ class Recipe(Frozen):
             raise RecipeError(
                 f"unknown student family {self.student.family!r}; {nearest(self.student.family, vocabulary.families)}"
             )
-        _check_fields(f"family {self.student.family!r}", self.student.fields, rules)
+        check_fields(f"family {self.student.family!r}", self.student.fields, rules)
         for term in self.terms:
             if term.objective not in vocabulary.objectives:
                 raise RecipeError(
                     f"unknown objective {term.objective!r}; {nearest(term.objective, vocabulary.objectives)}"
                 )
-            _check_fields(f"objective {term.objective!r}", term.fields, vocabulary.objectives[term.objective])
+            check_fields(f"objective {term.objective!r}", term.fields, vocabulary.objectives[term.objective])
             self.check_views(term.objective, vocabulary.rotated(term.objective))
         if self.peers.system not in vocabulary.systems:
             raise RecipeError(
                 f"unknown system of peers {self.peers.system!r}; {nearest(self.peers.system, vocabulary.systems)}"
             )
-        _check_fields(f"system {self.peers.system!r}", self.peers.fields, vocabulary.systems[self.peers.system])
+        check_fields(f"system {self.peers.system!r}", self.peers.fields, vocabulary.systems[self.peers.system])
         return self
 
     def check_views(self, objective: str, rotated: bool) -> None:
@@ -406,15 +347,6 @@ def _canonical(data: Any) -> Any:
     if isinstance(data, list):
         return [_canonical(value) for value in data]
     return int(data) if isinstance(data, float) and data.is_integer() else data
-
-
-def _check_fields(owner: str, values: Mapping[str, Value], rules: Mapping[str, Rule]) -> None:
-    for name, value in values.items():
-        if name not in rules:
-            raise RecipeError(f"{owner} has no field {name!r}; {nearest(name, rules)}")
-        rule = rules[name].broken_by(value)
-        if rule is not None:
-            raise RecipeError(f"{owner}: '{name}' must be {rule}, got {value!r}")
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from autokd.errors import RecipeError, SpaceError, nearest
-from autokd.recipe import Recipe, Value, Vocabulary
+from autokd.recipe import Recipe
+from autokd.rules import Value, Vocabulary
 from autokd.space_fields import Field, Point, Suggests, among, complete
 from autokd.space_file import VERSION, Published, misplaced, read_content
 from autokd.space_names import recipe_values, split

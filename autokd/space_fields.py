@@ -13,7 +13,7 @@ from statistics import NormalDist
 from typing import Any, Literal, Protocol
 
 from autokd.errors import SpaceError, nearest
-from autokd.recipe import Value
+from autokd.rules import Value
 
 Point = dict[str, Value]
 Conditions = tuple[tuple[str, tuple[Value, ...]], ...]

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from autokd.errors import SpaceError, nearest
-from autokd.recipe import Value, Vocabulary
+from autokd.rules import Value, Vocabulary
 from autokd.space_fields import LARGEST, SPREAD, Conditions, Field, among, complete
 from autokd.space_names import DECIDERS, illegal_value, split, unknown_name
 from autokd.space_yaml import Item, fail

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from autokd.errors import RecipeError, nearest
-from autokd.recipe import FLAT_NAMES, Recipe, Rule, Value, Vocabulary
+from autokd.recipe import FLAT_NAMES, Recipe
+from autokd.rules import Rule, Value, Vocabulary
 from autokd.space_fields import same
 
 TERM_FIELDS = ("weight", "schedule", "share", "floor")  # of every term, beside its objective's own

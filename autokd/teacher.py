@@ -30,7 +30,8 @@ from autokd.core.run import Run, load_student
 from autokd.data import Data, Split
 from autokd.errors import CheckpointError, TeacherError, TrialFailure, nearest
 from autokd.protocols import Shapes
-from autokd.recipe import AugmentSpec, OptimSpec, Recipe, StudentSpec, Value, Vocabulary
+from autokd.recipe import AugmentSpec, OptimSpec, Recipe, StudentSpec
+from autokd.rules import Value, Vocabulary
 from autokd.students import FAMILIES, families_rules
 from autokd.students.describe import count
 from autokd.students.tap import Tap, logits_of

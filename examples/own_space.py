@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 import autokd
-from autokd.recipe import Rule
+from autokd.rules import Rule
 
 SPACE = Path(__file__).with_suffix(".yaml")
 

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from hypothesis import strategies as st
 
-from autokd.recipe import Rule, Vocabulary
+from autokd.rules import Rule, Vocabulary
 
 CONVOLUTIONAL = {
     "width": Rule("int", 16, 4, 256),

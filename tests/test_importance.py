@@ -14,7 +14,7 @@ from spaces import SMALL, VOCABULARY
 
 from autokd.history import History, Trial
 from autokd.importance import ENOUGH, FEWEST, Importance, _Axis, importance
-from autokd.recipe import Value
+from autokd.rules import Value
 from autokd.space import Space
 
 SPACE = Space.parse(SMALL, VOCABULARY)

@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "autokd"
 FLOORS = [
     ["__init__"],
     ["errors"],
+    ["rules"],
     ["recipe", "budget", "arrays", "sizes", "probe", "space_yaml"],
     ["constraints", "ledger", "orders", "words", "space_fields", "sources"],
     ["history", "gain", "space_names"],
@@ -54,6 +55,7 @@ ONE_PLACE = {
 NO_TORCH = [
     "engine",
     "recipe",
+    "rules",
     "budget",
     "space",
     "ledger",

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from spaces import VOCABULARY
 
 from autokd.errors import RecipeError
-from autokd.recipe import FLAT_NAMES, Recipe, Rule
+from autokd.recipe import FLAT_NAMES, Recipe
+from autokd.rules import Rule
 
 POSITIVE = st.floats(1e-6, 1e6)
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from autokd.objectives import resolve
 from autokd.peers import resolve as resolve_system
-from autokd.recipe import Recipe, TermSpec, Value
+from autokd.recipe import Recipe, TermSpec
+from autokd.rules import Value
 
 Number = float | Tensor
 PLAIN = ("ce_weight", "label_smoothing", "peers.weight", "peers.temperature", "optim.lr", "optim.weight_decay")

@@ -15,7 +15,8 @@ from autokd.ablation import ROLE, SOURCE, change_of
 from autokd.errors import RecipeError, SpaceError
 from autokd.history import History, Trial
 from autokd.importance import importance
-from autokd.recipe import Recipe, Value
+from autokd.recipe import Recipe
+from autokd.rules import Value
 from autokd.space import Space
 
 When = bool | Literal["auto"]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
-from autokd.recipe import Value
+from autokd.rules import Value
 from autokd.space import Space
 from autokd.space_fields import PRIOR_SHARE, Field, Point, among, same
 

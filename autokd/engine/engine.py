@@ -28,7 +28,8 @@ from autokd.engine.rungs import first_rung, highest_reached, interrupted, leader
 from autokd.engine.sampler import Proposal, Sampler
 from autokd.errors import ConstraintError
 from autokd.history import History, Trial
-from autokd.recipe import Recipe, StudentSpec, Value
+from autokd.recipe import Recipe, StudentSpec
+from autokd.rules import Value
 from autokd.space import Space
 
 FINAL_SHARE = 0.2  # of the budget, for the finals; what they really need is measured

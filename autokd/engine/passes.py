@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from autokd.recipe import PeerSpec, Recipe, TermSpec, Value
+from autokd.recipe import PeerSpec, Recipe, TermSpec
+from autokd.rules import Value
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from typing import Any
 
 from autokd.engine.rungs import at_rung
 from autokd.history import History
-from autokd.recipe import Recipe, Value
+from autokd.recipe import Recipe
+from autokd.rules import Value
 from autokd.space import Space
 from autokd.space_fields import Field, Point
 from autokd.space_names import split

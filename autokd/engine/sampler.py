@@ -29,7 +29,8 @@ from autokd.engine.surrogate import surrogate
 from autokd.engine.tpe import Tpe
 from autokd.errors import ConstraintError, InputError
 from autokd.history import History
-from autokd.recipe import Recipe, StudentSpec, Value
+from autokd.recipe import Recipe, StudentSpec
+from autokd.rules import Value
 from autokd.space import Space
 from autokd.space_fields import Field, Point
 

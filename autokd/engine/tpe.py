@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from autokd.engine.prior import Prior
 from autokd.engine.rungs import best_and_newest, for_model
 from autokd.history import History
-from autokd.recipe import Value
+from autokd.rules import Value
 from autokd.space import Space
 from autokd.space_fields import Point
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from autokd.errors import RecipeError, nearest
 from autokd.objectives import boundary, contrastive, features, logits, metric, mixed, own, relations, review, staged
 from autokd.protocols import Objective
-from autokd.recipe import Rule
+from autokd.rules import Rule
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "kd": logits.KD,  # Hinton 2015

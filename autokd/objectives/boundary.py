@@ -16,7 +16,7 @@ from autokd.objectives.logits import TEMPERATURE, mean_over
 from autokd.objectives.metric import MARGIN, apart
 from autokd.objectives.requirements import require_ask
 from autokd.protocols import Ask, Batch, Objective, Outputs, Samples
-from autokd.recipe import Rule
+from autokd.rules import Rule
 
 BEYOND = 1e-4  # logits that a step aims beyond the boundary, as in the authors' code
 LEAST_SLOPE = 1e-12  # a gradient of a smaller norm has no direction

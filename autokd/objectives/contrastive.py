@@ -18,7 +18,7 @@ from autokd.objectives.drawing import ByClass
 from autokd.objectives.relations import embedding_of
 from autokd.objectives.requirements import require_ask, require_embedding
 from autokd.protocols import Ask, Batch, Objective, Outputs, Samples, Shapes
-from autokd.recipe import Rule
+from autokd.rules import Rule
 
 LIKELIHOOD_EPS = 1e-7  # beside likelihoods, as in the authors' code
 UNKNOWN = -1.0  # a normaliser that no batch has set yet

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from autokd.objectives.requirements import require_positions, require_stages
 from autokd.protocols import Batch, Objective, Outputs, Shapes
-from autokd.recipe import Rule
+from autokd.rules import Rule
 
 NORM_EPS = 1e-8  # a map whose squares have a smaller norm counts as empty
 FIRST_VARIANCE, LEAST_VARIANCE = 5.0, 1e-5  # of vid, as in the authors' code

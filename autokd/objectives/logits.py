@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from autokd.objectives.requirements import require_three_classes
 from autokd.protocols import Batch, Objective, Outputs, Shapes
-from autokd.recipe import Rule
+from autokd.rules import Rule
 
 PEARSON_EPS = 1e-8  # added to the denominator, as in the authors' DIST code
 SPREAD_EPS = 1e-7  # added to the standard deviation of a row of logits, as in the authors' code

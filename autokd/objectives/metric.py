@@ -19,7 +19,7 @@ from autokd.objectives.logits import COSINE_EPS
 from autokd.objectives.relations import COINCIDENT, embedding_of
 from autokd.objectives.requirements import require_ask, require_embedding
 from autokd.protocols import Ask, Batch, Objective, Outputs, Samples, Shapes
-from autokd.recipe import Rule
+from autokd.rules import Rule
 
 PAIR_EPS = 1e-6  # added to every coordinate of a difference, as torch's pairwise distance does
 

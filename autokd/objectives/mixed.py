@@ -17,7 +17,7 @@ from autokd.errors import RecipeError
 from autokd.objectives.logits import TEMPERATURE, kl_rows, mean_over_rows
 from autokd.objectives.requirements import require_ask
 from autokd.protocols import Ask, Batch, Objective, Outputs, Shapes
-from autokd.recipe import Rule
+from autokd.rules import Rule
 
 CELLS = 512  # of the integral under a beta density
 IMAGES = {"mixup": 2, "cutmix": 2, "mixup3": 3}  # in a mixed row

@@ -18,7 +18,7 @@ from autokd.objectives.heads import StageHead
 from autokd.objectives.logits import TEMPERATURE, kl_rows
 from autokd.objectives.requirements import require_two_stages
 from autokd.protocols import Batch, Objective, Outputs, Shapes
-from autokd.recipe import Rule
+from autokd.rules import Rule
 from autokd.students.tap import logits_of
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from autokd.errors import RecipeError
 from autokd.objectives.requirements import require_embedding, require_stages
 from autokd.protocols import Batch, Objective, Outputs, Shapes
-from autokd.recipe import Rule
+from autokd.rules import Rule
 
 MAX_ROWS = 64  # the batch of the published runs; 64³ angles = 1 MB in float32. Of more rows only the first are related
 PKT_EPS = 1e-7  # as in the authors' code, beside norms and probabilities

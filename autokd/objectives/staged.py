@@ -20,7 +20,7 @@ from autokd.objectives.logits import TEMPERATURE, kl_rows, mean_over
 from autokd.objectives.relations import embedding_of
 from autokd.objectives.requirements import require_embedding, require_positions, require_stages
 from autokd.protocols import Batch, Objective, Outputs, Shapes
-from autokd.recipe import Rule
+from autokd.rules import Rule
 
 TURNS = 4  # rotations of an image, itself among them
 NOWHERE = -1e9  # a similarity that no softmax gives a share

@@ -14,7 +14,8 @@ from autokd.peers.fusion import FFCL
 from autokd.peers.gate import ONE
 from autokd.peers.mutual import DML
 from autokd.peers.transfer import CKDMKT
-from autokd.recipe import PeerSpec, Rule
+from autokd.recipe import PeerSpec
+from autokd.rules import Rule
 
 SYSTEMS: dict[str, type[PeerSystem]] = {
     "dml": DML,  # Zhang 2018

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from autokd.errors import RecipeError
 from autokd.protocols import Batch, Outputs, Shapes
-from autokd.recipe import Rule
+from autokd.rules import Rule
 
 Parts = dict[str, Tensor]  # scalar losses by name
 

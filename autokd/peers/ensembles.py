@@ -11,7 +11,7 @@ from torch import Tensor
 from autokd.peers.base import Mutual, PeerSystem
 from autokd.peers.mutual import mutual_loss
 from autokd.protocols import Batch, Outputs
-from autokd.recipe import Rule
+from autokd.rules import Rule
 
 
 class KDCL(PeerSystem):

@@ -13,7 +13,7 @@ from autokd.objectives.review import BatchScale
 from autokd.peers.base import Mutual, PeerSystem, require_stages, risen
 from autokd.peers.mutual import mutual_loss
 from autokd.protocols import Batch, Outputs, Shapes
-from autokd.recipe import Rule
+from autokd.rules import Rule
 
 RAMP = 80 / 300  # epochs, in the authors' runs
 

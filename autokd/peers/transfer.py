@@ -14,7 +14,7 @@ from autokd.objectives.relations import MAX_ROWS, embedding_of, huber, relations
 from autokd.peers.base import Mutual, Parts, PeerSystem, require_embedding
 from autokd.peers.mutual import mutual_loss
 from autokd.protocols import Batch, Outputs, Shapes
-from autokd.recipe import Rule
+from autokd.rules import Rule
 from autokd.students.tap import logits_of
 
 

@@ -15,8 +15,8 @@ from autokd.ablation import Ablation
 from autokd.finals import Row
 from autokd.history import Trial
 from autokd.importance import FieldImportance
-from autokd.recipe import Value
 from autokd.result import Result
+from autokd.rules import Value
 
 MOST_CURVES = 150  # drawn; of more, those that came far and an even choice of the rest
 MOST_STRIPS = 8

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from autokd.errors import InputError, nearest
 from autokd.protocols import StudentFamily
-from autokd.recipe import Rule
+from autokd.rules import Rule
 from autokd.students import own
 from autokd.students.mlp import MLPFamily
 from autokd.students.mobilenet import MobileNetFamily

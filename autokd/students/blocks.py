@@ -12,7 +12,7 @@ from math import log2
 from torch import Tensor, nn
 
 from autokd.errors import RecipeError, nearest
-from autokd.recipe import Rule, Value
+from autokd.rules import Rule, Value
 from autokd.students.norm import BatchNorm
 from autokd.students.normalise import Normalise
 

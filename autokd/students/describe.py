@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from autokd.constraints import Cost
 from autokd.errors import InputError
 from autokd.protocols import StudentFamily
-from autokd.recipe import Value
+from autokd.rules import Value
 from autokd.students.memory import PeakMemory
 from autokd.students.norm import BatchNorm
 from autokd.students.tap import logits_of

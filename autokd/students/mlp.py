@@ -7,7 +7,7 @@ from math import prod
 
 from torch import Tensor, nn
 
-from autokd.recipe import Rule, Value
+from autokd.rules import Rule, Value
 from autokd.students.blocks import initialise, settings
 from autokd.students.normalise import Normalise
 

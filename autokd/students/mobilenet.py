@@ -12,7 +12,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from autokd.recipe import Rule, Value
+from autokd.rules import Rule, Value
 from autokd.students.blocks import (
     Staged,
     conv_bn,

@@ -11,7 +11,7 @@ from torch import nn
 
 from autokd.errors import InputError
 from autokd.protocols import StudentFamily
-from autokd.recipe import Rule, Value
+from autokd.rules import Rule, Value
 
 REMEDY = "give an object with fields, misfit and build, or a function or nn.Module class that makes a new module"
 CLASSES = ("classes", "num_classes")  # the second is torchvision's and timm's word
@@ -116,7 +116,7 @@ def _checked(source: Any, name: str, has: list[str]) -> StudentFamily:
             ) from None
     rules = source.fields
     if not (isinstance(rules, Mapping) and all(isinstance(rule, Rule) for rule in rules.values())):
-        raise InputError(f"student family '{name}': fields must map names to autokd.recipe.Rule, got {rules!r:.60}")
+        raise InputError(f"student family '{name}': fields must map names to autokd.rules.Rule, got {rules!r:.60}")
     return source
 
 

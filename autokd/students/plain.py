@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from autokd.recipe import Rule, Value
+from autokd.rules import Rule, Value
 from autokd.students.blocks import Staged, conv_bn_relu, image_misfit, settings, stages, stem, width_and_depths
 
 

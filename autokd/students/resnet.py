@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from autokd.recipe import Rule, Value
+from autokd.rules import Rule, Value
 from autokd.students.blocks import Staged, conv_bn, image_misfit, in_stages, settings, stages, stem, width_and_depths
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from autokd.recipe import AugmentSpec, OptimSpec, PeerSpec, Recipe, StudentSpec, TermSpec, Value
+from autokd.recipe import AugmentSpec, OptimSpec, PeerSpec, Recipe, StudentSpec, TermSpec
+from autokd.rules import Value
 from autokd.students import FAMILIES
 from autokd.students.describe import describe
 from autokd.students.normalise import set_normalisation

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from autokd.constraints import Cost
-from autokd.recipe import Rule, StudentSpec, Vocabulary
+from autokd.recipe import StudentSpec
+from autokd.rules import Rule, Vocabulary
 from autokd.space import Space
 from benchmarks.search.tables import Point, Table
 

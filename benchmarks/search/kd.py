@@ -19,7 +19,8 @@ from sklearn.ensemble import RandomForestRegressor
 
 from autokd.arguments import vocabulary
 from autokd.constraints import Cost
-from autokd.recipe import StudentSpec, Value
+from autokd.recipe import StudentSpec
+from autokd.rules import Value
 from autokd.space import Space
 from autokd.space_fields import Field
 from autokd.students import resolve

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from autokd.constraints import Cost
-from autokd.recipe import Rule, StudentSpec, Vocabulary
+from autokd.recipe import StudentSpec
+from autokd.rules import Rule, Vocabulary
 from autokd.space import Space
 from benchmarks.search.tables import Point, Table
 

@@ -18,7 +18,7 @@ ABSENT = "absent"
 RULES = "benchmarks/search/{tables,replay}.py"
 ENGINE = (
     "autokd/engine/*.py",
-    "autokd/{history,ledger,budget,recipe,constraints}.py",
+    "autokd/{history,ledger,budget,recipe,rules,constraints}.py",
     "autokd/space*.py",
     "autokd/orchestrate/{director,simulate}.py",
     "benchmarks/search/ours.py",

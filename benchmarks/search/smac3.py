@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autokd.recipe import Value
+from autokd.rules import Value
 from autokd.space import Field, Space
 from autokd.space_fields import among
 from benchmarks.search.replay import Replay

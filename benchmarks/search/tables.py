@@ -14,7 +14,8 @@ from functools import cached_property
 import numpy as np
 
 from autokd.constraints import Cost
-from autokd.recipe import StudentSpec, Value
+from autokd.recipe import StudentSpec
+from autokd.rules import Value
 from autokd.space import Space
 
 Point = dict[str, Value]

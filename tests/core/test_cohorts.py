@@ -22,7 +22,8 @@ from autokd.errors import CheckpointError, TrialFailure
 from autokd.objectives import name_of as name_of_loss
 from autokd.orders import Order, Report
 from autokd.protocols import Batch, Objective, Outputs
-from autokd.recipe import Recipe, Rule, Value
+from autokd.recipe import Recipe
+from autokd.rules import Rule, Value
 from autokd.students import name_of
 
 torch.set_num_threads(1)

@@ -22,7 +22,8 @@ from autokd.core.loop import train_epoch
 from autokd.core.run import load_student
 from autokd.errors import TrialFailure
 from autokd.objectives import OBJECTIVES
-from autokd.recipe import Recipe, Rule, Value
+from autokd.recipe import Recipe
+from autokd.rules import Rule, Value
 from autokd.students import name_of
 from autokd.students.tap import logits_of
 

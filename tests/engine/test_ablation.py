@@ -16,7 +16,7 @@ from autokd.engine.engine import SAFETY
 from autokd.errors import TrialFailure
 from autokd.history import History, Trial
 from autokd.orders import Order
-from autokd.recipe import Value
+from autokd.rules import Value
 
 pytestmark = pytest.mark.timeout(240)  # whole searches, simulated
 

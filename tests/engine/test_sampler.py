@@ -24,7 +24,7 @@ from autokd.engine.sampler import MODEL_PAYS, Sampler
 from autokd.engine.surrogate import scores, surrogate
 from autokd.engine.tpe import Tpe
 from autokd.history import History, Trial
-from autokd.recipe import Value
+from autokd.rules import Value
 from autokd.space import Space
 
 Point = dict[str, Value]

@@ -11,11 +11,12 @@ from autokd.errors import RecipeError
 from autokd.objectives import OBJECTIVES, name_of, objective_rules, resolve
 from autokd.objectives.logits import KD
 from autokd.protocols import Batch, Objective, Outputs
-from autokd.recipe import Recipe, Rule, Value, Vocabulary
+from autokd.recipe import Recipe
+from autokd.rules import Rule, Value, Vocabulary
 
 OWN = """
 from autokd.protocols import Objective
-from autokd.recipe import Rule
+from autokd.rules import Rule
 
 
 class Gap(Objective):

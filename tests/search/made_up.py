@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from autokd.recipe import Rule, Vocabulary
+from autokd.rules import Rule, Vocabulary
 from autokd.space import Space
 from benchmarks.search.tables import Point, Table
 

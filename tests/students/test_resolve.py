@@ -12,7 +12,7 @@ from torch import nn
 
 from autokd.errors import InputError
 from autokd.protocols import StudentFamily
-from autokd.recipe import Rule
+from autokd.rules import Rule
 from autokd.students import FAMILIES, resolve
 from autokd.students.describe import describe
 
@@ -101,7 +101,7 @@ def test_fields_of_a_users_family_reach_its_build(own_module):
         (Net(3), "is one module, but each trial needs a new one"),
         (7, "student 'int' is a int; give an object with fields"),
         (type("Half", (), {"build": None})(), "has no 'fields'"),
-        (type("Odd", (Family,), {"fields": {"width": 3}})(), "fields must map names to autokd.recipe.Rule"),
+        (type("Odd", (Family,), {"fields": {"width": 3}})(), "fields must map names to autokd.rules.Rule"),
         (type("Needy", (Family,), {"__init__": lambda self, a: None}), "cannot be made without arguments"),
     ],
     ids=str,

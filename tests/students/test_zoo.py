@@ -12,7 +12,8 @@ from autokd.core.fused import Stacked
 from autokd.data import Data
 from autokd.errors import RecipeError, SpaceError
 from autokd.protocols import StudentFamily
-from autokd.recipe import Recipe, Vocabulary
+from autokd.recipe import Recipe
+from autokd.rules import Vocabulary
 from autokd.space import Space
 from autokd.students import FAMILIES, families_rules
 from autokd.students.describe import describe

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from torch import nn
 
 from autokd.errors import RecipeError
-from autokd.recipe import Rule, Value
+from autokd.rules import Rule, Value
 from autokd.students.blocks import SMALLEST_SIDE, image_misfit
 from autokd.students.zoo.mobilenet import mobilenet_v2
 from autokd.students.zoo.residual import resnet, wide_resnet
