@@ -27,7 +27,6 @@ from autokd.engine.engine import Engine
 from autokd.engine.passes import listens
 from autokd.errors import BudgetError, InputError, RunFolderError
 from autokd.goals import check_preference, parse_goals
-from autokd.heads import kinds_for, with_fitted_heads
 from autokd.ledger import Ledger
 from autokd.new_search import Asked, begin
 from autokd.orders import Order
@@ -37,11 +36,13 @@ from autokd.recipe import Recipe
 from autokd.result import Result
 from autokd.run_folder import RunFolder
 from autokd.scope import CostOf, space_for
-from autokd.session import HIDDEN, Session, Settings, open_lanes, say, work
+from autokd.session import HIDDEN, Session, Settings, open_lanes, work
 from autokd.space import Space
+from autokd.stage0 import check_stages0, made_ready, stages0_of
 from autokd.students import name_of
 from autokd.taping import tape_place, tape_plan
 from autokd.teacher import Teacher, evaluate
+from autokd.telling import say
 from autokd.warm_start import earlier_searches, task_of
 
 DISTILL_EPOCHS = 60
@@ -100,6 +101,7 @@ def search(
     check_settings(executor, lanes, epochs, seed, device, name, ray_address, ablation)
     _check_given(teacher, run_dir)
     chosen = space_for(teacher, space, objectives, students)
+    check_stages0(teacher, stages0_of(chosen))
     limits, where = parse_limits(constraints, teacher.cost), tape_place(tape, tape_limit)
     engine = Engine(chosen, limits, CostOf(teacher.data), teacher.cost, lanes or 1, seed, where is not None, ablation)
     engine.sampler.check_satisfiable()
@@ -149,14 +151,14 @@ def resume(
             _deliver_what_is_left(folder, settings, uri, verbose)
             return SearchResult(folder.path)
         chosen = Space.from_dict(head["space"], vocabulary())
-        device, kinds = settings.setting.device, kinds_for(chosen.objectives)
-        module = with_fitted_heads(teacher, kinds, device, lambda line: say(verbose, line))
+        device = settings.setting.device
+        modules = made_ready(teacher, stages0_of(chosen), chosen.objectives, device, verbose)
         opened = stack.enter_context(
             open_lanes(
                 settings.executor,
                 settings.ray_address,
                 lanes,
-                Materials(teacher.data, module),
+                Materials(teacher.data, modules),
                 device,
                 settings.cohort,
             )
@@ -197,11 +199,11 @@ def distill(
     if total < 1:
         raise BudgetError(f"epochs must be at least 1, got {total}; leave it out for the default")
     objectives, device = [term.objective for term in recipe.terms], device or default_device()
-    module = with_fitted_heads(teacher, kinds_for(objectives), device, lambda line: say(verbose, line))
+    modules = made_ready(teacher, (recipe.stage0,), objectives, device, verbose)
     with _scratch(folder) as scratch:
-        measured = calibrate(teacher.data, module, recipe, device)
+        measured = calibrate(teacher.data, modules, recipe, device)
         taped, _ = tape_plan(teacher, objectives, total, tape_place(tape, tape_limit))
-        core = TrainingCore(teacher.data, module, scratch, measured.setting, tape=taped)
+        core = TrainingCore(teacher.data, modules, scratch, measured.setting, tape=taped)
         core.checkpoint_path("student").unlink(missing_ok=True)
         size = f"{recipe.student.family}, {cost.params:,} parameters"
         seconds = measured.epoch_seconds + (measured.teacher_seconds if listens(recipe) else 0.0)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autokd.errors import InputError, TeacherError, nearest
+from autokd.telling import fitting
 
 if TYPE_CHECKING:
     from autokd.data import Data
@@ -81,7 +80,7 @@ def teacher_of(source: str, data: str | None, root: str | None, verbose: bool, s
         return teacher
     from autokd.smoothing import smooth
 
-    with _fitting(verbose, "smoothing the teacher") as on_epoch:
+    with fitting(verbose, "smoothing the teacher") as on_epoch:
         return smooth(teacher, on_epoch=on_epoch)
 
 
@@ -96,7 +95,7 @@ def _teacher_of(source: str, data: str | None, root: str | None, verbose: bool) 
     rows = None if data is None else Data.load(data, root)
     if source == "digits" or source.partition(":")[0] == "fit":
         family = "resnet" if source in ("digits", "fit") else source.partition(":")[2]
-        with _fitting(verbose) as on_epoch:
+        with fitting(verbose) as on_epoch:
             return Teacher.fit(rows or "digits", family, on_epoch=on_epoch)
     if source.startswith(("models:/", "runs:/")) or Path(source).is_dir():
         return Teacher.load(source, rows)
@@ -132,30 +131,6 @@ def _own_teacher(source: str, data: Data | None) -> Teacher:
     if data is None:
         raise TeacherError(f"--teacher {source} is a module without data; add --data")
     return Teacher(found, data, name=attribute, builder=builder)
-
-
-@contextmanager
-def _fitting(verbose: bool, what: str = "training the teacher") -> Iterator[Callable[[int, int, float], None]]:
-    """A progress bar for a teacher in training; shown only if one has to be trained."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} epochs, {task.fields[value]}"),
-    )
-    progress = Progress(*columns, TimeRemainingColumn(), disable=not verbose)
-    task = progress.add_task("teacher", total=None, value="")
-
-    def on_epoch(epoch: int, epochs: int, value: float) -> None:
-        progress.start()
-        progress.update(task, completed=epoch, total=epochs, value=f"validation {value:.2%}")
-
-    try:
-        yield on_epoch
-    finally:
-        if progress.live.is_started:
-            progress.stop()
 
 
 def _told(error: Exception) -> str:

@@ -19,12 +19,13 @@ from autokd.core.calibration import FOLDER, hand_on
 from autokd.core.materials import Materials, Measured
 from autokd.core.payload import TapePlan
 from autokd.engine.engine import Engine
-from autokd.heads import kinds_for, with_fitted_heads
+from autokd.heads import kinds_for
 from autokd.ledger import Ledger
 from autokd.plan import Plan, make_plan, typical_cost
 from autokd.progress import plan_table
 from autokd.run_folder import RunFolder
-from autokd.session import Lanes, Session, Settings, open_lanes, say
+from autokd.session import Lanes, Session, Settings, open_lanes
+from autokd.stage0 import GIVEN, made_ready, stages0_of
 from autokd.taping import TapePlace, cohort_size, tape_plan
 from autokd.teacher import Teacher
 
@@ -54,9 +55,9 @@ def begin(asked: Asked, stack: ExitStack) -> Session:
     """A session of work on a search that is in the ledger. Raises InputError, ClusterError, before there is a folder."""
     teacher, engine = asked.teacher, asked.engine
     first = engine.sampler.first_recipe()
-    kinds = kinds_for(engine.sampler.space.objectives)
-    module = with_fitted_heads(teacher, kinds, asked.device, lambda line: say(asked.verbose, line))
-    materials = Materials(teacher.data, module)
+    space = engine.sampler.space
+    modules = made_ready(teacher, stages0_of(space), space.objectives, asked.device, asked.verbose)
+    materials = Materials(teacher.data, modules)
     lanes = stack.enter_context(
         open_lanes(asked.executor, asked.ray_address, asked.lanes, materials, asked.device, _expected_cohort(asked))
     )
@@ -109,6 +110,8 @@ def _planned(asked: Asked, lanes: Lanes, measured: Measured, typical: float) -> 
     teacher, space = asked.teacher, asked.engine.sampler.space
     counted = [] if measured.lanes is None else [f"on each GPU {measured.lanes.reason}"]
     heads = [f"the teacher has heads trained for this search: {kind}" for kind in sorted(kinds_for(space.objectives))]
+    others = [name for name in stages0_of(space) if name != GIVEN]
+    heads += [f"some students are taught by the teacher made ready otherwise: stage0 {name}" for name in others]
     plan = make_plan(
         asked.budget,
         space.epochs,

@@ -134,6 +134,8 @@ class Objective(nn.Module):
         False  # needs views of that policy: four rows per image, turned by 90 degrees times `view`
     )
 
+    own_unit: ClassVar[bool] = False  # its loss before training says little: its weight never counts in units of it
+
     def know(self, samples: Samples) -> None:
         """Before `build`: the training split, for those that remember or draw samples."""
 

@@ -31,6 +31,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Schedule = Literal["constant", "linear", "sigmoid", "decay", "off"]  # of a term's weight
 RISING, FALLING = ("linear", "sigmoid"), ("decay", "off")
+Stage0 = Literal["none", "smooth"]  # what is done to the teacher before it teaches; made by `stage0`
 Chain = Literal["cifar10", "cifar100", "imagenet", "cifar100-clean", "imagenet-clean", "grey"]
 
 
@@ -178,6 +179,7 @@ class Recipe(Frozen):
 
     version: Literal[1] = 1
     student: StudentSpec
+    stage0: Stage0 = "none"  # of the teacher, before it teaches: "smooth" is purf
     terms: tuple[TermSpec, ...] = ()
     term_scale: Literal["own", "initial"] = (
         "own"  # "initial": a term's weight counts in units of its loss before training
@@ -198,6 +200,8 @@ class Recipe(Frozen):
             raise ValueError("kd and dkd compare the same logits: use one of them")
         if not self.terms and self.ce_weight == 0:
             raise ValueError("ce_weight is 0 and there are no terms: nothing to learn from")
+        if not self.terms:  # nobody listens to the teacher
+            object.__setattr__(self, "stage0", "none")
         object.__setattr__(self, "terms", tuple(sorted(self.terms, key=lambda term: term.objective)))
         return self
 
@@ -313,6 +317,7 @@ class Recipe(Frozen):
         """The control: same student, optimiser and base views; no terms, peers or augmented rows."""
         return self.model_copy(
             update={
+                "stage0": "none",
                 "terms": (),
                 "ce_weight": 1.0,
                 "label_smoothing": 0.0,
@@ -330,7 +335,7 @@ class Recipe(Frozen):
         return AugmentSpec(policy="none" if self.augment.policy == "none" else "base")
 
 
-PLAIN = ("term_scale", "ce_weight", "ce_rows", "label_smoothing")  # fields of no section
+PLAIN = ("stage0", "term_scale", "ce_weight", "ce_rows", "label_smoothing")  # fields of no section
 FLAT_NAMES = (
     "student.family",
     *PLAIN,

@@ -30,6 +30,7 @@ from autokd.recipe import Recipe
 from autokd.run_folder import RunFolder
 from autokd.summary import why
 from autokd.teacher import Teacher
+from autokd.telling import say
 
 if TYPE_CHECKING:
     from autokd.tracking import Tracker, TrackingSummary
@@ -152,12 +153,6 @@ def show(result: SearchResult, page: str, summary: TrackingSummary | None) -> No
         *([] if summary is None else [str(summary), "            browse it with  autokd ui"]),
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def say(verbose: bool, line: str) -> None:
-    """One line for the user."""
-    if verbose:
-        Console().print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 # ---- inside

@@ -47,6 +47,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         "student": {"family": family, **student},
         "terms": terms,
         "ce_weight": draw(POSITIVE),
+        "stage0": draw(st.sampled_from(["none", "smooth"])),
         "ce_rows": draw(st.sampled_from(["all", "original"])),
         "term_scale": draw(st.sampled_from(["own", "initial"])),
         "label_smoothing": draw(st.floats(0, 0.5)),

@@ -18,6 +18,7 @@ from autokd.core.device import Setting
 from autokd.core.headed import HEADS, Headed, new_heads
 from autokd.core.payload import TapePlan
 from autokd.core.run import load_student
+from autokd.core.teachings import Teachers
 from autokd.data import Data
 from autokd.orders import Order
 from autokd.protocols import seed_everything
@@ -112,7 +113,7 @@ def taped(
     folder: Path,
     tape: Path | TapePlan | None,
     data: Data | None = None,
-    teacher: nn.Module | None = None,
+    teacher: Teachers = None,
     **setting: Any,
 ) -> TrainingCore:
     """A core with its checkpoints in `folder` and a tape of everything in the folder `tape`."""

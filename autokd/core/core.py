@@ -30,7 +30,6 @@ from autokd.core.lanes import (
     probe,
 )
 from autokd.core.latency import probed_latency
-from autokd.core.live import LiveTeacher
 from autokd.core.loop import failure_of, train_epoch, validate
 from autokd.core.payload import TapePlan
 from autokd.core.pool import Pool, Pools
@@ -38,10 +37,10 @@ from autokd.core.rehearsing import fed_step, lane_step
 from autokd.core.run import Run
 from autokd.core.streamed import Streamed
 from autokd.core.teaching import Teaching
+from autokd.core.teachings import Teachers, Teachings
 from autokd.data import Data
 from autokd.errors import CheckpointError, Infeasible, InputError, TrialFailure
 from autokd.orders import Order, Report
-from autokd.protocols import Shapes
 from autokd.recipe import Recipe
 from autokd.students import resolve
 from autokd.tasks import TASKS
@@ -75,7 +74,7 @@ class TrainingCore:
     def __init__(
         self,
         data: Data,
-        teacher: nn.Module | None,
+        teachers: Teachers,
         folder: str | Path,
         setting: Setting,
         task: str = "classification",
@@ -90,10 +89,7 @@ class TrainingCore:
         self.task = TASKS[task]
         self.example = to_float(torch.as_tensor(data.train.x[:2])).to(setting.device)
         self.chance = self.task.chance(self.rows.val_y)
-        self.teaching = None
-        if teacher is not None:
-            with setting.on_its_threads():
-                self.teaching = Teaching(LiveTeacher(teacher, self.example, setting), self.rows, tape)
+        self.teachings = Teachings(teachers, self.rows, self.example, setting, tape)
         measured = Calibrator(setting, self.step_seconds, self.folder / FOLDER)
         self._calibrator = measured if calibrated else None
         self.pools = Pools(partial(CudaCapture, setting.device)) if setting.on_gpu else None  # of recorded steps
@@ -122,13 +118,17 @@ class TrainingCore:
                 self._train(together, pool)
             return [self._close(training) for training in trainings]
 
+    @property
+    def teaching(self) -> Teaching | None:
+        """Of the teacher as it was given."""
+        return self.teachings.given
+
     def close(self) -> None:
-        """Take the hooks off the teacher, end what reads in the background. The core cannot be used afterwards."""
+        """Take the hooks off the teachers, end what reads in the background. The core cannot be used afterwards."""
         if self.pools is not None:
             self.pools.close()
         self.rows.close()
-        if self.teaching is not None:
-            self.teaching.close()
+        self.teachings.close()
 
     def checkpoint_path(self, trial: str) -> Path:
         return self.folder / f"{trial}.safetensors"
@@ -169,7 +169,7 @@ class TrainingCore:
     def step_seconds(self, recipe: Recipe, setting: Setting, most: int, seed: int = 0) -> list[float]:
         """Of each of `most` steps but the first, of a student trained from scratch on a tape, its batches included."""
         run = self.new(recipe, seed, setting)
-        seconds = timed_steps(fed_step(run, self.rows, self._shapes, most), most, setting.device)
+        seconds = timed_steps(fed_step(run, self.rows, self.teachings.shapes, most), most, setting.device)
         run.close()
         return seconds
 
@@ -179,7 +179,7 @@ class TrainingCore:
         def lane() -> Callable[[], None]:
             run = self.new(recipe, 0, self.setting)
             pool = None if self.pools is None else self.pools.new()
-            return lane_step(run, self.rows, self._shapes, LANE_STEPS, pool)
+            return lane_step(run, self.rows, self.teachings.shapes, LANE_STEPS, pool)
 
         def some_steps() -> None:
             step = lane()
@@ -193,18 +193,15 @@ class TrainingCore:
 
     # ---- inside
 
-    @property
-    def _shapes(self) -> Shapes | None:
-        """What the teacher puts out."""
-        return None if self.teaching is None else self.teaching.shapes
-
     def _train(self, together: list[_Training], pool: Pool | None) -> None:
         """Epoch by epoch; who is done, late or failed leaves."""
         while together := [each for each in together if each.unfinished]:
             runs = [each.run for each in together if each.run is not None]
             until = max(each.order.to for each in together)
             try:
-                logs = train_epoch(runs, self.rows, self.teaching, self.task, together[0].order.total, until, pool)
+                first = together[0].order
+                taught_by = self.teachings.of(first.recipe)
+                logs = train_epoch(runs, self.rows, taught_by, self.task, first.total, until, pool)
             except Exception as error:  # of the data set or the teacher, which are the user's own: all of them fail
                 logs = [failure_of(error) for _ in together]
             for each, told in zip(together, logs, strict=True):
@@ -215,12 +212,13 @@ class TrainingCore:
 
         Trials that the tape serves do not mix with those that need the teacher live: it would change what they hear, by rounding.
         """
-        groups: dict[tuple[int, bool], list[_Training]] = {}
+        groups: dict[tuple[int, str, bool], list[_Training]] = {}
         for training in trainings:
             run = training.run
             if run is not None:
-                on_tape = self.teaching is None or self.teaching.has_on_tape(run.of_teacher)
-                groups.setdefault((run.epoch, on_tape), []).append(training)
+                teaching = self.teachings.of(run.recipe)
+                on_tape = teaching is None or teaching.has_on_tape(run.of_teacher)
+                groups.setdefault((run.epoch, run.recipe.stage0, on_tape), []).append(training)
         return list(groups.values())
 
     def _open(self, order: Order) -> _Training:
@@ -283,8 +281,9 @@ class TrainingCore:
 
     def new(self, recipe: Recipe, seed: int, setting: Setting) -> Run:
         """A trial at its beginning."""
-        beside = Beside(self.rows, None if self.teaching is None else self.teaching.live)
-        return Run(recipe, seed, self.rows.data, self.task, self._shapes, self.example, setting, beside=beside)
+        teaching = self.teachings.of(recipe)
+        beside = Beside(self.rows, None if teaching is None else teaching.live)
+        return Run(recipe, seed, self.rows.data, self.task, self.teachings.shapes, self.example, setting, beside=beside)
 
     def _close(self, training: _Training) -> Report | TrialFailure | CheckpointError:
         """Checkpoint and report, or why there is none."""
@@ -326,8 +325,8 @@ class TrainingCore:
         )
 
     def _new_notes(self) -> tuple[str, ...]:
-        """What teacher and calibration had to say since the last report."""
-        said = [*(self.teaching.notes if self.teaching else ()), *(self._calibrator.notes if self._calibrator else ())]
+        """What teachers and calibration had to say since the last report."""
+        said = [*self.teachings.notes, *(self._calibrator.notes if self._calibrator else ())]
         new = tuple(note for note in said if note not in self._told)
         self._told.update(new)
         return new

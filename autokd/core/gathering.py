@@ -115,8 +115,8 @@ class Gathering:
 
 
 def step_of(order: Order) -> tuple[object, ...]:
-    """What trials must agree in to be fed the same batches: seed, views, batch size, where they stand and where they go."""
+    """What trials must agree in to be fed the same batches: seed, teacher, views, batch size, where they stand and where they go."""
     recipe = order.recipe
     weights = {name for name in type(recipe.augment).model_fields if name.startswith("ccd")}  # of rows: a trial's own
     views = recipe.augment.model_dump(exclude=weights)
-    return order.seed, views, recipe.optim.batch, order.start, order.to, order.total
+    return order.seed, recipe.stage0, views, recipe.optim.batch, order.start, order.to, order.total

@@ -21,6 +21,7 @@ from autokd.core.lanes import LaneCount
 from autokd.core.live import LiveTeacher
 from autokd.core.optim import optimiser
 from autokd.core.payload import TapePlan
+from autokd.core.teachings import Teachers, by_stage0
 from autokd.data import Data
 from autokd.orders import Core
 from autokd.protocols import StudentFamily
@@ -47,7 +48,7 @@ class Materials:
     """Crosses to each lane once, when the lane starts."""
 
     data: Data
-    teacher: nn.Module | None
+    teachers: Teachers
     task: str = "classification"
     given: Mapping[str, StudentFamily] = field(default_factory=lambda: dict(GIVEN))  # families that are objects
 
@@ -62,10 +63,10 @@ class Materials:
     def measure(self, recipe: Recipe, device: str, count_lanes: bool = False) -> Measured:
         """What a search plans with; on a GPU, if asked to, how many lanes it has. Raises InputError if it cannot be trained."""
         GIVEN.update(self.given)
-        measured = calibrate(self.data, self.teacher, recipe, device, self.task)
+        measured = calibrate(self.data, self.teachers, recipe, device, self.task)
         if not (count_lanes and measured.setting.on_gpu):
             return measured
-        core = TrainingCore(self.data, self.teacher, Path(), measured.setting, self.task)
+        core = TrainingCore(self.data, self.teachers, Path(), measured.setting, self.task)
         try:
             return replace(measured, lanes=core.count_lanes(recipe))
         finally:
@@ -85,20 +86,19 @@ class Blueprint:
     def build(self, materials: Materials) -> Core:
         GIVEN.update(materials.given)
         core = TrainingCore(
-            materials.data, materials.teacher, self.folder, self.setting, materials.task, self.tape, calibrated=True
+            materials.data, materials.teachers, self.folder, self.setting, materials.task, self.tape, calibrated=True
         )
         if self.cohort == 1:
             return core
         return Gathering(core, self.cohort, self.lanes, first_patience=FIRST_PATIENCE)
 
 
-def calibrate(
-    data: Data, teacher: nn.Module | None, recipe: Recipe, device: str, task: str = "classification"
-) -> Measured:
+def calibrate(data: Data, teachers: Teachers, recipe: Recipe, device: str, task: str = "classification") -> Measured:
     """The setting in which this machine is fastest, measured on `recipe`, and what it costs. Raises InputError."""
     base = Setting(device, fused_norm=has_fused_norm(device))
-    setting, teacher_seconds = _for_teacher(data, teacher, base)
-    core = TrainingCore(data, teacher, Path(), setting, task)
+    first = next(iter(by_stage0(teachers).values()), None)
+    setting, teacher_seconds = _for_teacher(data, first, base)
+    core = TrainingCore(data, teachers, Path(), setting, task)
     taken: dict[Setting, list[float]] = {}
 
     def steps_in(recipe: Recipe, setting: Setting, most: int) -> list[float]:

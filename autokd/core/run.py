@@ -80,9 +80,10 @@ class Run:
             for module in modules:
                 module.compile()
         self.of_teacher = self._of_teacher(teacher)
-        scales = (
-            TermScales(len(modules), len(recipe.terms)).to(setting.device) if recipe.term_scale == "initial" else None
-        )
+        scales = None
+        if recipe.term_scale == "initial":
+            own = [cls.own_unit for cls in classes.values()]
+            scales = TermScales(len(modules), own).to(setting.device)
         self.parts = nn.ModuleList([*modules, *self.objectives, *filter(None, (self.system, scales))])
         self.optimiser = self._optimiser()
         self._asking = self._asks()

@@ -30,15 +30,18 @@ class TermScales(nn.Module):
 
     units: Tensor
 
-    def __init__(self, networks: int, terms: int) -> None:
+    def __init__(self, networks: int, own: Sequence[bool]) -> None:
+        """`own`: for each term, whether it keeps its own unit whatever its loss is."""
         super().__init__()
-        self.register_buffer("units", torch.ones(networks, terms))
+        self._own = tuple(own)
+        self.register_buffer("units", torch.ones(networks, len(self._own)))
 
     def fit(self, found: Sequence[Sequence[Sequence[Tensor]]]) -> None:
         """To the medians over batches of [batch][network][term]; 1 for those that say nothing yet."""
         each = torch.stack([torch.stack([torch.stack(list(terms)) for terms in networks]) for networks in found])
         units = each.median(0).values.abs()
-        self.units.copy_(torch.where(units < LEAST_UNIT, 1.0, units))
+        kept = (units < LEAST_UNIT) | torch.tensor(self._own, device=units.device)
+        self.units.copy_(torch.where(kept, 1.0, units))
 
 
 class Step:

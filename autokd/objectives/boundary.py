@@ -105,6 +105,7 @@ class AMKD(Objective):
     dials: ClassVar[frozenset[str]] = frozenset({"eta", "temperature", "beta", "mu", "margin"})
     divergence: ClassVar[bool] = False  # a cross-entropy, and margins
     asks: ClassVar[bool] = True
+    own_unit: ClassVar[bool] = True  # before training few samples can be driven to a boundary, or none
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from statistics import median
 from autokd.engine.cost import relative_cost
 from autokd.scope import CostOf
 from benchmarks.methods.options import Options, paired, scores, spread
-from benchmarks.methods.systems import KD, PLAIN, TAUGHT_BY, systems
+from benchmarks.methods.systems import KD, PLAIN, systems
 from benchmarks.methods.worlds import world
 from benchmarks.search.judge import markdown
 
@@ -18,9 +18,8 @@ def comparison(options: Options) -> str:
     student = CostOf(teacher.data)(recipes[KD].student)
     costs = {name: relative_cost(recipe, student, teacher.cost, taped=True) for name, recipe in recipes.items()}
     epochs = {name: max(1, round(options.epochs * costs[KD] / cost)) for name, cost in costs.items()}
-    by = {name: TAUGHT_BY.get(name, "plain") for name in recipes}
-    whole = {name: options.cells(name, recipe, teacher=by[name]) for name, recipe in recipes.items()}
-    short = {name: options.cells(name, recipe, epochs[name], teacher=by[name]) for name, recipe in recipes.items()}
+    whole = {name: options.cells(name, recipe) for name, recipe in recipes.items()}
+    short = {name: options.cells(name, recipe, epochs[name]) for name, recipe in recipes.items()}
     lines = options.trained([cell for cells in (*whole.values(), *short.values()) for cell in cells])
     found = {name: [lines[cell] for cell in cells] for name, cells in whole.items()}
     equal = {name: [lines[cell] for cell in cells] for name, cells in short.items()}

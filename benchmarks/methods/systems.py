@@ -9,9 +9,6 @@ from benchmarks.methods.worlds import OPTIM, STUDENT
 
 PAPERS = "papers/"
 PLAIN, KD = "no distillation", "kd"
-TAUGHT_BY = {
-    "purf": "smooth"
-}  # systems that change the teacher: which of `worlds.TEACHERS` they have; the others the plain one
 
 
 def systems() -> dict[str, Recipe]:

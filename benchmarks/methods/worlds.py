@@ -78,12 +78,7 @@ def _augmented(data: autokd.Data, epochs: int) -> Teacher:
     return Teacher.fit(data, "resnet", spec=TEACHER, epochs=epochs, augment=AUGMENT)
 
 
-def _smooth(data: autokd.Data, epochs: int) -> Teacher:
-    return autokd.smooth(_plain(data, epochs))
-
-
 TEACHERS: dict[str, Callable[[autokd.Data, int], Teacher]] = {
     "plain": _plain,
     "augmented": _augmented,
-    "smooth": _smooth,
 }

@@ -117,6 +117,17 @@ def test_a_term_that_begins_at_nothing_is_not_blown_up(tmp_path: Path) -> None:
     assert run.step.scales is not None and float(run.step.scales.units) == 1.0
 
 
+def test_a_loss_that_says_little_before_training_keeps_its_unit(tmp_path: Path) -> None:
+    """Its batches have a loss, if a small one; the weight of the loss beside it counts in that one's units."""
+    terms = ({"objective": "amkd", "weight": 1.0}, {**KD, "weight": 1.0})
+    its_core, run = run_of(tmp_path, recipe(terms=terms, term_scale="initial"))
+    assert run.step.scales is not None
+    amkd, kd = run.step.scales.units[0].tolist()
+    assert amkd == 1.0 != kd
+    run.close()
+    its_core.close()
+
+
 def test_units_are_medians_of_the_first_batches(tmp_path: Path) -> None:
     Counted.losses.clear()
     _, run = run_of(tmp_path, recipe(terms=({"objective": name_of(Counted), "weight": 1.0},), term_scale="initial"))
