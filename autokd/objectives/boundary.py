@@ -10,16 +10,18 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from autokd.augment.counters import Stream
 from autokd.objectives.logits import TEMPERATURE, mean_over
 from autokd.objectives.metric import MARGIN, apart
 from autokd.objectives.requirements import require_ask
-from autokd.protocols import Ask, Batch, Objective, Outputs, Samples
+from autokd.protocols import Ask, Batch, Objective, Outputs, Samples, Shapes
 from autokd.rules import Rule
 
 BEYOND = 1e-4  # logits that a step aims beyond the boundary, as in the authors' code
 LEAST_SLOPE = 1e-12  # a gradient of a smaller norm has no direction
+PAST = 0.9  # share of the past in the mean logits of a class
 STANDS_FOR = 1  # a counter beside that of the class: which row stands for it
 
 Slope = Callable[[Tensor, Callable[[Tensor], Tensor]], tuple[Tensor, Tensor]]
@@ -75,8 +77,9 @@ class AMKD(Objective):
     """beta·⟨H(p_t(x̂), p_s(x̂))⟩ + mu·⟨max(0, d(a, p) − d(a, q) + margin)⟩ on rows x̂ at the teacher's boundary. ICCIP 2020.
 
     "boundary": cross-entropy of the student to the teacher on x̂, times T² unless `t2` is off; its gradient is the KL's. "triplet":
-    a = z_s(x̂), p = z_t(x̂) (or z_s(x), x the row before it was driven), q = z_s of a row of the batch of class k, d(u, v) = ‖u − v + 1e-6‖₂; a
-    row without one is left out. Means over the driven rows; without any the loss is 0. x̂ is `boundary_rows` of the `portion` of rows that
+    a = z_s(x̂), p = z_t(x̂) (or z_s(x), x the row before it was driven), q = z_s of a row of the batch of class k, d(u, v) = ‖u − v + 1e-6‖₂;
+    without one the mean logits of class k in earlier batches (a running mean, share of the past 0.9), and a row whose class was in none is
+    left out. Means over the driven rows; without any the loss is 0. x̂ is `boundary_rows` of the `portion` of rows that
     `base_rows` chooses, each towards a class k drawn by `target_classes`.
 
     The boundary samples, with mu = 0 and t2 = False, are those of Heo et al., AAAI 2019 (level A, the authors' code was read); there beta is
@@ -106,6 +109,8 @@ class AMKD(Objective):
     divergence: ClassVar[bool] = False  # a cross-entropy, and margins
     asks: ClassVar[bool] = True
     own_unit: ClassVar[bool] = True  # before training few samples can be driven to a boundary, or none
+    means: Tensor  # (C, C) mean logits of the student by class
+    seen: Tensor  # (C,) 1 for the classes that were in some batch
 
     def __init__(
         self,
@@ -124,6 +129,11 @@ class AMKD(Objective):
         self.eta, self.steps, self.portion, self.temperature, self.t2 = eta, steps, portion, temperature, t2
         self.beta, self.mu, self.margin, self.positive = beta, mu, margin, positive
         self.low, self.high = 0.0, 1.0
+
+    def build(self, student: Shapes, teacher: Shapes) -> None:
+        """Nothing is remembered of any class yet."""
+        self.register_buffer("means", torch.zeros(student.classes, student.classes))
+        self.register_buffer("seen", torch.zeros(student.classes))
 
     def know(self, samples: Samples) -> None:
         """The range that driven rows are clamped to."""
@@ -149,10 +159,25 @@ class AMKD(Objective):
         # a row of class k: the one of the largest number, so that their order does not matter
         number = asked.uniform(Stream.TARGET, batch.index, batch.view, STANDS_FOR)
         of_class = batch.y[None, :] == k[:, None]
-        negative = student.logits[torch.where(of_class, number, -1.0).argmax(1)]
+        here = of_class.any(1)
+        there = student.logits[torch.where(of_class, number, -1.0).argmax(1)]
+        negative = torch.where(here[:, None], there, self.means[k].to(there.dtype))
+        known = here | (self.seen[k] > 0)
+        self._remember(student.logits, batch.y)
         positive = other if self.positive == "teacher" else student.logits[rows]
         short = (apart(own, positive) - apart(own, negative) + self.margin).relu()
         return {
             "boundary": self.beta * scale * mean_over(fit, crossed),
-            "triplet": self.mu * mean_over(fit & of_class.any(1), short),
+            "triplet": self.mu * mean_over(fit & known, short),
         }
+
+    def _remember(self, logits: Tensor, y: Tensor) -> None:
+        """The classes of this batch in the running means of their logits."""
+        with torch.no_grad():
+            member = functional.one_hot(y, len(self.means)).to(self.means.dtype)
+            count = member.sum(0)
+            here = (member.T @ logits.to(self.means.dtype)) / count.clamp_min(1)[:, None]
+            share = torch.where(self.seen > 0, PAST, 0.0)[:, None]
+            moved = share * self.means + (1 - share) * here
+            self.means.copy_(torch.where(count[:, None] > 0, moved, self.means))
+            self.seen.copy_(torch.maximum(self.seen, (count > 0).to(self.seen.dtype)))

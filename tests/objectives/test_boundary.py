@@ -194,6 +194,29 @@ def test_a_triplet_whose_class_is_not_in_the_batch_is_left_out() -> None:
     assert everything_finite(terms, [*leaves, *ask.network.parameters()])
 
 
+def test_a_class_that_is_not_in_the_batch_is_remembered() -> None:
+    """The negative is then the running mean of its logits, and what is remembered is part of the state."""
+    student, teacher = pair()
+    objective = built("amkd", student, teacher, margin=40.0)
+    called(objective, student, teacher, batch_of(LABELS))
+    means = torch.stack([student.logits[torch.tensor(LABELS) == c].mean(0) for c in range(5)])
+    torch.testing.assert_close(objective.state_dict()["means"], means)
+    same = [3] * 8
+    alike = tuple(right(each, same, by=50.0) for each in (student, teacher))
+    ask, batch = FakeAsk(*alike), batch_of(same)
+    found = called(objective, *alike, batch, ask=ask)["triplet"]
+    chosen, _ = base_rows(alike[0].logits, alike[1].logits, batch.y, 2)
+    k = target_classes(alike[1].logits, batch.y, ask.uniform(10, batch.index, batch.view))[chosen]
+    x = boundary_rows(batch.x[chosen], k, ask.slope, 10, 0.075, 0.0, 1.0)
+    own, other = ask.network(x).logits, ask.frozen(x).logits
+    far = [(own[n] - means[k[n]] + 1e-6).norm() for n in range(2)]
+    expected = sum(((own[n] - other[n] + 1e-6).norm() - far[n] + 40).relu() for n in range(2)) / 2
+    assert number(found) == pytest.approx(float(expected), rel=1e-5) and number(found) > 0
+    moved = 0.9 * means[3] + 0.1 * alike[0].logits.mean(0)
+    torch.testing.assert_close(objective.state_dict()["means"][3], moved)
+    torch.testing.assert_close(objective.state_dict()["means"][2], means[2])
+
+
 def test_rows_in_another_order_are_driven_alike() -> None:
     student, teacher = pair()
     order = torch.tensor([5, 2, 7, 0, 3, 1, 6, 4])
