@@ -90,15 +90,18 @@ def budget(spec: dict[str, object]) -> str:
     return duration(float(amount)) if kind == "seconds" else f"{amount:g} {kind}"
 
 
+SAID_OF_VIEWS = {"none": "rows as they are", "base": "base views", "rotations": "rotated views"}
+SAID_OF_STAGE0 = {"smooth": "smoother"}
+
+
 def recipe_words(recipe: Recipe) -> str:
     """A recipe in a dozen words: student, losses, views, peers."""
     student = " ".join([recipe.student.family, *(f"{name}={value(v)}" for name, v in recipe.student.fields.items())])
     losses = " + ".join(_term(term) for term in recipe.terms) or "no distillation"
-    views = (
-        f"jda rho={value(recipe.augment.rho)}" if recipe.augment.policy == "jda" else f"{recipe.augment.policy} views"
-    )
+    teacher = [f"teacher made {SAID_OF_STAGE0[recipe.stage0]}"] if recipe.stage0 in SAID_OF_STAGE0 else []
+    views = SAID_OF_VIEWS.get(recipe.augment.policy, f"{recipe.augment.policy} rho={value(recipe.augment.rho)}")
     peers = [_peers(recipe.peers)] if recipe.peers.count else []
-    return ", ".join([student, losses, views, *peers])
+    return ", ".join([student, losses, *teacher, views, *peers])
 
 
 def _peers(spec: PeerSpec) -> str:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from autokd import words
 from autokd.progress import Progress, leaderboard_table, plan_table, result_table
-from autokd.recipe import PeerSpec, Recipe
+from autokd.recipe import AugmentSpec, PeerSpec, Recipe
 from autokd.result import Result
 
 RECIPE = Recipe.from_dict({"student": {"family": "resnet", "width": 8}, "terms": [{"objective": "kd", "weight": 1.0}]})
@@ -26,6 +26,10 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+def seen_as(policy: str) -> Recipe:
+    return RECIPE.model_copy(update={"augment": AugmentSpec(policy=policy)})
 
 
 def taught(count: int, system: str) -> Recipe:
@@ -293,6 +297,13 @@ def test_tables_take_what_is_missing_or_odd(tmp_path: Path) -> None:
         (words.times(34.1), "34x"),
         (words.times(2.53), "2.5x"),
         (words.recipe_words(RECIPE), "resnet width=8, kd, base views"),
+        (words.recipe_words(seen_as("none")), "resnet width=8, kd, rows as they are"),
+        (words.recipe_words(seen_as("rotations")), "resnet width=8, kd, rotated views"),
+        (words.recipe_words(seen_as("jda")), "resnet width=8, kd, jda rho=0.5"),
+        (
+            words.recipe_words(RECIPE.model_copy(update={"stage0": "smooth"})),
+            "resnet width=8, kd, teacher made smoother, base views",
+        ),
         (words.recipe_words(taught(1, "dml")), "resnet width=8, kd, base views, 1 peer"),
         (words.recipe_words(taught(1, "ffcl")), "resnet width=8, kd, base views, 1 peer (ffcl)"),
         (words.recipe_words(taught(2, "kdcl")), "resnet width=8, kd, base views, 2 peers (kdcl)"),
