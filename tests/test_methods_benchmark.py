@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.methods import comparison, labels, proportion, systems, worlds
+from benchmarks.methods import comparison, joint, labels, proportion, systems, worlds
 from benchmarks.methods.options import Options, paired, spread
 from benchmarks.methods.trainings import Cell
 
@@ -51,6 +52,14 @@ def test_proportion_and_labels(options: Options, monkeypatch: pytest.MonkeyPatch
     assert text.count("|\n") >= 6 and "<svg" in (options.results / "proportion-digits.svg").read_text()
     text = labels.labels(options)
     assert "50% of the labels" in text and "augmented teacher" in text and "the teacher itself" in text
+
+
+def test_the_joint_search(options: Options) -> None:
+    """Which methods came far, from the run folder of a real search."""
+    text = joint.joint(replace(options, budget="6 trials"))
+    assert "6 recipes begun" in text and "| loss: kd |" in text and "| teacher: as given |" in text
+    assert "; failed: " in text and "(published: KD (Hinton 2015))" in text
+    assert joint.joint(replace(options, budget="6 trials")) == text  # told again, not searched again
 
 
 def test_few_labels_are_the_first_of_every_class(options: Options) -> None:

@@ -19,6 +19,7 @@ class Options:
     seeds: int
     lanes: int
     results: Path
+    budget: str = "30m"  # of the joint search
 
     def cells(
         self, system: str, recipe: Recipe, epochs: int = 0, share: float = 1.0, teacher: str = "plain"
