@@ -110,9 +110,13 @@ def highest_reached(history: History) -> int | None:
 
 
 def first_rung(recipe: Recipe, rungs: tuple[int, ...]) -> int:
-    """Where a new trial of this recipe pauses first: later if a loss starts slowly or is still being warmed up at the first rung."""
+    """Where a new trial of this recipe pauses first: later if a loss starts slowly or is still being warmed up at the first rung.
+
+    But before the last one: a whole training of a recipe nobody knows costs more than to compare it a little too early.
+    """
     shares = [max(term.warm_at, _slow(term.objective)) for term in recipe.terms]
-    return next(rung for rung in rungs if rung >= max(shares, default=0.0) * rungs[-1])
+    ready = next(rung for rung in rungs if rung >= max(shares, default=0.0) * rungs[-1])
+    return min(ready, rungs[max(0, len(rungs) - 2)])
 
 
 def _slow(objective: str) -> float:
