@@ -29,6 +29,7 @@ from autokd.students.tap import Tap
 from autokd.teacher import FIT_EPOCHS, Teacher, evaluate, from_cache
 
 VERSION = 1  # raised whenever the same knobs give another teacher, so that none is taken from the cache that was made otherwise
+VIEW = 1.0  # weight of that penalty
 LR = 0.005  # a tenth of what `Teacher.fit` trains with
 STEP = 0.01  # ε of the difference quotients, in units of the data's value range
 OTHER_VIEW = 1  # number of the second view; the base view is 0
@@ -64,7 +65,7 @@ def smooth(
     teacher: Teacher,
     *,
     lip: float = 1e-5,
-    view: float = 1.0,
+    view: float = VIEW,
     time: float = 0.0,
     jac: float = 0.0,
     tv: float = 0.0,

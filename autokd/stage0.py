@@ -12,7 +12,7 @@ from torch import nn
 from autokd.core.teachings import GIVEN
 from autokd.errors import InputError
 from autokd.heads import kinds_for, with_fitted_heads
-from autokd.smoothing import smooth
+from autokd.smoothing import VIEW, smooth
 from autokd.space import Space
 from autokd.teacher import Teacher
 from autokd.telling import fitting, say
@@ -23,8 +23,10 @@ def _as_given(teacher: Teacher, verbose: bool) -> Teacher:
 
 
 def _smooth(teacher: Teacher, verbose: bool) -> Teacher:
+    """With the default knobs; a teacher without an embedding has no two of them to compare, as data without crops have none."""
+    view = VIEW if teacher.shapes.embedding else 0.0
     with fitting(verbose, "smoothing the teacher") as on_epoch:
-        smoother = smooth(teacher, on_epoch=on_epoch)
+        smoother = smooth(teacher, view=view, on_epoch=on_epoch)
     smoother.require_knowledge()
     metric = teacher.task.metric
     say(verbose, f"teacher {smoother.name}: validation {metric} {smoother.value:.2%}, before {teacher.value:.2%}")

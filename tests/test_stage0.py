@@ -123,6 +123,20 @@ def test_each_has_the_heads_that_losses_read(smoothed: list[Teacher]) -> None:
     assert not all(torch.equal(one, other) for one, other in zip(*heads, strict=True))
 
 
+def test_a_teacher_without_an_embedding_is_made_smoother_too() -> None:
+    """A network whose last layer is a convolution: there are no embeddings to compare, and nothing is asked of them."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(1, 3, 8), nn.Flatten())
+    with torch.no_grad():  # one filter a class: bright left, top, middle
+        module[0].weight.zero_()
+        module[0].weight[0, :, :, :4] = module[0].weight[1, :, :4] = module[0].weight[2, :, 2:6, 2:6] = 1.0
+        module[0].weight -= module[0].weight.mean((1, 2, 3), keepdim=True)
+    of = Teacher(module, images(60), name="coarse", about={"epochs": 2})
+    assert not of.shapes.embedding
+    modules = made_ready(of, ("smooth",), ["kd"], "cpu", False)
+    assert not torch.equal(logits(modules["smooth"], of), logits(of.module, of))
+
+
 def test_a_teacher_that_forgot_everything_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def ruined(of: Teacher, **settings: Any) -> Teacher:
         module = copy.deepcopy(of.module)
