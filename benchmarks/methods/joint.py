@@ -59,6 +59,7 @@ def _searched(options: Options) -> SearchResult:
             world(options.images, options.data),
             options.budget,
             space=SPACE,
+            epochs=options.epochs,
             run_dir=folder,
             lanes=options.lanes,
             executor="ray" if options.lanes > 1 else "inline",
