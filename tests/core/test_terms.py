@@ -199,7 +199,7 @@ class Counted(Objective):
         self, student: Outputs, teacher: Outputs, batch: Batch, row_weight: Tensor | None = None
     ) -> dict[str, Tensor]:
         loss = (student.logits - teacher.logits).square().mean()
-        Counted.losses.append(float(loss))
+        Counted.losses.append(float(loss.detach()))
         return {"counted": loss}
 
 
