@@ -113,7 +113,9 @@ class BYOT(Objective):
 
 
 class Past(Objective):
-    """T²·⟨KL(p_past ‖ p)⟩ from `after` on, 0 before: the past is this network as it was then, in eval mode.
+    """T²·⟨KL(p_past ‖ p)⟩ from `after` on, before that alone·⟨CE(p, y)⟩: the past is this network as it was then, in eval mode.
+
+    `alone` makes up for a small `ce_weight`, by which the network would have learned little that is worth remembering.
 
     After Born-Again Networks (Furlanello et al., ICML 2018, arXiv:1805.04770) and Tf-KD_self (Yuan et al., CVPR 2020, arXiv:1909.11723),
     which train a whole network first and then another one by it; here one training holds both.
@@ -122,15 +124,17 @@ class Past(Objective):
     fields: ClassVar[Mapping[str, Rule]] = {
         "temperature": Rule("float", 4.0, 0.5, 50.0, about=TEMPERATURE),
         "after": Rule("float", 0.5, 0.1, 0.95, about="share of the epochs after which the network is copied"),
+        "alone": Rule("float", 0.0, 0.0, 10.0, about="weight of a cross-entropy until then, beside the recipe's"),
     }
-    dials: ClassVar[frozenset[str]] = frozenset({"temperature", "after"})
+    dials: ClassVar[frozenset[str]] = frozenset({"temperature", "after", "alone"})
     divergence: ClassVar[bool] = False  # in eval mode the same weights say something else
     listens: ClassVar[bool] = False
+    own_unit: ClassVar[bool] = True  # what it is before training is not what it will be
     on: Tensor
 
-    def __init__(self, *, temperature: float = 4.0, after: float = 0.5) -> None:
+    def __init__(self, *, temperature: float = 4.0, after: float = 0.5, alone: float = 0.0) -> None:
         super().__init__()
-        self.temperature, self.after = temperature, after
+        self.temperature, self.after, self.alone = temperature, after, alone
         self.register_buffer("on", torch.zeros(()))  # 1 once the copy is taken
 
     def adopt(self, network: nn.Module) -> None:
@@ -161,7 +165,8 @@ class Past(Objective):
         with torch.no_grad():
             earlier = logits_of(self.earlier(batch.x)).to(student.logits.dtype)
         loss = kl_rows(student.logits, earlier, self.temperature).mean()
-        return {"past": self.on * self.temperature**2 * loss}
+        labels = functional.cross_entropy(student.logits, batch.y)
+        return {"past": self.on * self.temperature**2 * loss + (1 - self.on) * self.alone * labels}
 
 
 def _tensors(network: nn.Module) -> chain[Tensor]:

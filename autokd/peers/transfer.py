@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from autokd.errors import RecipeError
 from autokd.objectives.relations import MAX_ROWS, embedding_of, huber, relations
@@ -28,7 +29,7 @@ class CKDMKT(PeerSystem):
     ψ the distances between rows over their mean and cos the angles in triples of rows, as in rkd, both as means and
     of the first 64 rows; z̄_k what a frozen copy of network k says, and the only place where logits are softened.
     Until the first epoch that begins at or after `first` of the training all of it is 0 and every network learns
-    alone; there the copies are taken. With init "scratch" the networks then begin again at their initial weights (the
+    alone, `alone` being the weight of a cross-entropy beside the recipe's; there the copies are taken. With init "scratch" the networks then begin again at their initial weights (the
     optimiser's moments stay as they are), else they go on.
 
     Reconstruction: the sum is known from a secondary text; that partners are constants, means over several of them,
@@ -44,9 +45,10 @@ class CKDMKT(PeerSystem):
         "beta1": Rule("float", 2.0, 0.0, 50.0, about="weight of the angles beside the distances"),
         "beta2": Rule("float", 1.0, 0.0, 50.0, about="weight of the responses beside the relations"),
         "gamma": Rule("float", 0.9, 0.0, 20.0, about="weight of what the frozen selves teach"),
+        "alone": Rule("float", 0.0, 0.0, 10.0, about="weight of a cross-entropy until `first`, beside the recipe's"),
     }
     needs: ClassVar[frozenset[str]] = frozenset({"logits", "embedding"})
-    # `first` is none: it decides what there is
+    # `first` and `alone` are none: they decide what there is
     dials: ClassVar[frozenset[str]] = frozenset({"beta", "w_rel", "beta1", "beta2", "gamma"})
     begun: Tensor  # 0, or 1 from where the networks learn from each other
 
@@ -61,6 +63,7 @@ class CKDMKT(PeerSystem):
         beta1: float = 2.0,
         beta2: float = 1.0,
         gamma: float = 0.9,
+        alone: float = 0.0,
     ) -> None:
         super().__init__()
         if not first and gamma:
@@ -70,6 +73,7 @@ class CKDMKT(PeerSystem):
             )
         self.relation, self.init, self.first = relation, init, first
         self.beta, self.w_rel, self.beta1, self.beta2, self.gamma = beta, w_rel, beta1, beta2, gamma
+        self.alone = alone
         self.selves, self.initial = nn.ModuleList(), nn.ModuleList()
         self.register_buffer("begun", torch.zeros(()) if first else torch.ones(()))
 
@@ -106,7 +110,9 @@ class CKDMKT(PeerSystem):
             earlier = [logits_of(each(batch.x)).float() for each in self.selves]
         return Mutual(
             [
-                self._learned(place, outputs, related) | self._remembered(place, outputs, earlier, temperature)
+                self._learned(place, outputs, related)
+                | self._remembered(place, outputs, earlier, temperature)
+                | self._by_itself(outputs[place], batch)
                 for place in range(len(outputs))
             ]
         )
@@ -133,6 +139,12 @@ class CKDMKT(PeerSystem):
             return {}
         loss = mutual_loss(outputs[place].logits, [earlier[place]], temperature)
         return {"self": self.begun * self.gamma * loss}
+
+    def _by_itself(self, outputs: Outputs, batch: Batch) -> Parts:
+        """What makes up for a small weight of the labels until there is something else to learn from."""
+        if not self.alone:
+            return {}
+        return {"ce": (1 - self.begun) * self.alone * functional.cross_entropy(outputs.logits, batch.y)}
 
 
 def apart(place: int, each: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:

@@ -175,6 +175,25 @@ def test_the_past_is_taken_once_at_its_time() -> None:
     assert say(objective, then, x) == pytest.approx(0, abs=1e-6)
 
 
+def test_until_there_is_a_past_the_labels_may_count_in_full() -> None:
+    """The cross-entropy with the labels, times `alone`; from the copy on, and without `alone`, it is 0."""
+    torch.manual_seed(0)
+    network, x, logits = Hooked(), torch.randn(4, 3), torch.randn(4, 5)
+    objective, rows = past(network, after=0.5, alone=0.75), torch.arange(4)
+    batch = batch_of([0, 3, 1, 1])
+    batch = type(batch)(x, batch.y, rows, 0 * rows, rows)
+
+    def told(by: Past) -> float:
+        return number(by(Outputs(logits), Outputs(logits), batch)["past"])
+
+    expected = 0.75 * torch.nn.functional.cross_entropy(logits, batch.y)
+    assert told(objective) == pytest.approx(number(expected)) and told(past(network, after=0.5)) == 0
+    plain = past(network, after=0.5)
+    for each in (objective, plain):
+        each.begin_epoch(network, 0.5)
+    assert told(objective) == pytest.approx(told(plain)) and told(plain) > 0
+
+
 def test_a_training_that_goes_on_late_has_its_past_from_the_checkpoint() -> None:
     network, x, logits = Hooked(), torch.randn(4, 3), torch.randn(4, 5)
     objective = past(network)

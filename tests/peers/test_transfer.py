@@ -137,6 +137,18 @@ def test_before_the_second_stage_networks_learn_alone() -> None:
     assert all(value > 0 for value in numbers(everything(system(outputs, rows_of([0, 1, 2, 3, 4, 0]), 3.0))).values())
 
 
+def test_until_the_second_stage_the_labels_may_count_in_full() -> None:
+    networks, outputs, batch = modules(2), drawn(2), rows_of([0, 1, 2, 3, 4, 0])
+    system = begun(networks, 0.24, alone=0.9)
+    for own, parts in zip(outputs, system(outputs, batch, 3.0).own, strict=True):
+        expected = 0.9 * float(nn.functional.cross_entropy(own.logits, batch.y))
+        assert float(parts["ce"]) == pytest.approx(expected) and sum(map(float, parts.values())) == pytest.approx(
+            expected
+        )
+    system.begin_epoch(networks, 0.25)
+    assert [float(parts["ce"]) for parts in system(outputs, batch, 3.0).own] == [0.0, 0.0]
+
+
 def test_selves_are_taken_once_and_stay() -> None:
     networks = modules(2)
     system = begun(networks, 0.0)
