@@ -71,6 +71,7 @@ class Vocabulary:
 
 
 def check_fields(owner: str, values: Mapping[str, Value], rules: Mapping[str, Rule]) -> None:
+    """Raise RecipeError for an unknown field or a value outside its range."""
     for name, value in values.items():
         if name not in rules:
             raise RecipeError(f"{owner} has no field {name!r}; {nearest(name, rules)}")

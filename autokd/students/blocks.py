@@ -11,8 +11,7 @@ from math import log2
 
 from torch import Tensor, nn
 
-from autokd.errors import RecipeError, nearest
-from autokd.rules import Rule, Value
+from autokd.rules import Rule, Value, check_fields
 from autokd.students.norm import BatchNorm
 from autokd.students.normalise import Normalise
 
@@ -30,12 +29,7 @@ def width_and_depths(deepest: int, about: str, width: int = 16, depth: int = 1) 
 
 def settings(family: str, spec: Mapping[str, Value], rules: Mapping[str, Rule]) -> dict[str, int]:
     """The spec with its defaults filled in. Raises RecipeError for an unknown field or a value outside its range."""
-    for name, value in spec.items():
-        if name not in rules:
-            raise RecipeError(f"family '{family}' has no field '{name}'; {nearest(name, rules)}")
-        broken = rules[name].broken_by(value)
-        if broken is not None:
-            raise RecipeError(f"family '{family}': '{name}' must be {broken}, got {value!r}")
+    check_fields(f"family '{family}'", spec, rules)
     return {name: int(spec.get(name, rule.default)) for name, rule in rules.items()}
 
 
