@@ -5,9 +5,7 @@ N rows, C classes, T temperature, z logits, p = softmax(z/T). What the network i
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from itertools import chain
 from typing import ClassVar, Self
 
 import torch
@@ -19,6 +17,7 @@ from autokd.objectives.logits import TEMPERATURE, kl_rows
 from autokd.objectives.requirements import require_two_stages
 from autokd.protocols import Batch, Objective, Outputs, Shapes
 from autokd.rules import Rule
+from autokd.students.copies import frozen_copy, tensors_of
 from autokd.students.tap import logits_of
 
 
@@ -139,16 +138,14 @@ class Past(Objective):
 
     def adopt(self, network: nn.Module) -> None:
         """Make room for the copy: a part of this loss, and of checkpoints."""
-        self.earlier = copy.deepcopy(network).eval().requires_grad_(False)
-        for part in self.earlier.modules():
-            part._forward_hooks.clear()  # they came along, and catch what the network itself puts out
+        self.earlier = frozen_copy(network)
 
     def begin_epoch(self, network: nn.Module, progress: float) -> None:
         """Take the copy, at the first epoch that begins at `after` or later."""
         if progress < self.after:
             return
         with torch.no_grad():  # and without asking the device whether it was taken before
-            for kept, now in zip(_tensors(self.earlier), _tensors(network), strict=True):
+            for kept, now in zip(tensors_of(self.earlier), tensors_of(network), strict=True):
                 kept.copy_(torch.where(self.on > 0, kept, now))
             self.on.fill_(1)
 
@@ -167,7 +164,3 @@ class Past(Objective):
         loss = kl_rows(student.logits, earlier, self.temperature).mean()
         labels = functional.cross_entropy(student.logits, batch.y)
         return {"past": self.on * self.temperature**2 * loss + (1 - self.on) * self.alone * labels}
-
-
-def _tensors(network: nn.Module) -> chain[Tensor]:
-    return chain(network.parameters(), network.buffers())

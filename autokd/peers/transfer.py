@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Self
 
@@ -16,6 +15,7 @@ from autokd.peers.base import Mutual, Parts, PeerSystem, require_embedding
 from autokd.peers.mutual import mutual_loss
 from autokd.protocols import Batch, Outputs, Shapes
 from autokd.rules import Rule
+from autokd.students.copies import frozen_copy, tensors_of
 from autokd.students.tap import logits_of
 
 
@@ -158,21 +158,9 @@ def partner_gap(place: int, each: Sequence[Tensor]) -> Tensor:
     return torch.stack([huber(other.detach() - own).mean() for other in others]).mean()
 
 
-def frozen_copy(network: nn.Module) -> nn.Module:
-    """A copy in eval mode that learns nothing."""
-    copied = copy.deepcopy(network).eval().requires_grad_(False)
-    for part in copied.modules():
-        part._forward_hooks.clear()  # of the tap, which would take what the copy says for what the network does
-    return copied
-
-
 def take_weights(to: Iterable[nn.Module], of: Iterable[nn.Module]) -> None:
     """Parameters and buffers of networks into those of others, in place."""
     with torch.no_grad():
         for own, other in zip(to, of, strict=True):
-            for tensor, source in zip(_tensors(own), _tensors(other), strict=True):
+            for tensor, source in zip(tensors_of(own), tensors_of(other), strict=True):
                 tensor.copy_(source)
-
-
-def _tensors(network: nn.Module) -> list[Tensor]:
-    return [*network.parameters(), *network.buffers()]
