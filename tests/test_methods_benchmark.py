@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.methods import comparison, joint, labels, proportion, systems, worlds
+from benchmarks.methods import comparison, joint, labels, proportion, systems, times, worlds
 from benchmarks.methods.options import Options, paired, spread
 from benchmarks.methods.trainings import Cell
 
@@ -42,6 +42,17 @@ def test_the_table_of_systems(options: Options, monkeypatch: pytest.MonkeyPatch)
     assert len(lines) == 6  # at one epoch equal compute is equal epochs
     assert comparison.comparison(options) == text  # nothing is trained again
     assert (options.results / "trainings.jsonl").read_text().splitlines() == lines
+
+
+def test_slow_systems_for_longer_and_what_an_epoch_takes(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "SLOW", ("ls",))
+    text = comparison.longer(options)
+    assert "| 3 epochs |" in text and "| ls |" in text and text.count("\n") == 4
+    chosen = {name: systems.systems()[name] for name in (systems.PLAIN, systems.KD, "dml")}
+    monkeypatch.setattr(times, "systems", lambda: chosen)
+    monkeypatch.setattr(times, "EPOCHS", 2)  # before students at chance fail
+    rows = [line.split("|")[1:-1] for line in times.times(options).splitlines()[2:]]
+    assert [row[0].strip() for row in rows] == list(chosen) and float(rows[1][2]) == 1.0 < float(rows[2][2])
 
 
 def test_proportion_and_labels(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:

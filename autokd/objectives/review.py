@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autokd.objectives.features import at_equal_size, stage_pairs
+from autokd.objectives.features import BatchScale, at_equal_size, stage_pairs
 from autokd.objectives.relations import embedding_of
 from autokd.objectives.requirements import require_embedding, require_stages
 from autokd.protocols import Batch, Objective, Outputs, Shapes
@@ -89,17 +88,6 @@ class Gates(nn.Module):
         gates = (self.here(x) + functional.interpolate(self.deeper(deeper), size=size, mode="nearest")).sigmoid()
         grown = functional.interpolate(deeper, size=size, mode="nearest")
         return gates[:, :1] * x + gates[:, 1:] * grown
-
-
-class BatchScale(nn.Module):
-    """Batch norm by the statistics of the batch, always: no running ones, since nothing here outlives training."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.batch_norm(x, self.weight, self.bias, None, None, True, 0.0, 1e-5, False)
 
 
 def context_gap(a: Tensor, b: Tensor) -> Tensor:

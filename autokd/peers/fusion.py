@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autokd.errors import RecipeError
-from autokd.objectives.features import at_equal_size, attention, stage_pairs
+from autokd.objectives.features import BatchScale, at_equal_size, attention, stage_pairs
 from autokd.objectives.logits import kl_rows, mean_over
 from autokd.objectives.own import virtual_teacher
-from autokd.objectives.review import BatchScale
 from autokd.peers.base import Mutual, Parts, PeerSystem, require_stages, risen
 from autokd.peers.mutual import mutual_loss
 from autokd.protocols import Batch, Outputs, Shapes

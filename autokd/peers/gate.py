@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autokd.objectives.review import BatchScale
+from autokd.objectives.features import BatchScale
 from autokd.peers.base import Mutual, PeerSystem, require_stages, risen
 from autokd.peers.mutual import mutual_loss
 from autokd.protocols import Batch, Outputs, Shapes

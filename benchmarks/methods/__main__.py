@@ -1,7 +1,7 @@
 """Every published system on the same images with the same student, and what augmentation does.
 
     python -m benchmarks.methods [--images fashion_mnist] [--data FOLDER] [--epochs 20] [--seeds 3] [--lanes 2]
-                                 [--only systems,proportion,labels,joint] [--budget 30m] [--results FOLDER]
+                                 [--only systems,longer,times,proportion,labels,joint] [--budget 30m] [--results FOLDER]
 
 Fashion-MNIST and CIFAR-100 lie in ../shared/data or where --data says; digits need no file. A run that is stopped goes on.
 """
@@ -12,14 +12,22 @@ import argparse
 from pathlib import Path
 
 from benchmarks.core.images import BESIDE
-from benchmarks.methods.comparison import comparison
+from benchmarks.methods.comparison import comparison, longer
 from benchmarks.methods.joint import joint
 from benchmarks.methods.labels import labels
 from benchmarks.methods.options import Options
 from benchmarks.methods.proportion import proportion
+from benchmarks.methods.times import times
 from benchmarks.methods.worlds import SIZES
 
-PARTS = {"systems": comparison, "proportion": proportion, "labels": labels, "joint": joint}
+PARTS = {
+    "systems": comparison,
+    "longer": longer,
+    "times": times,
+    "proportion": proportion,
+    "labels": labels,
+    "joint": joint,
+}
 
 
 def main() -> None:

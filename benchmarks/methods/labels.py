@@ -11,6 +11,7 @@ from benchmarks.search.judge import markdown
 
 SHARES = (0.1, 0.25, 1.0)
 TAUGHT = ("plain", "augmented")
+UNTAUGHT = (PLAIN, "JDA alone")  # arms that no teacher changes
 
 
 def labels(options: Options) -> str:
@@ -22,7 +23,10 @@ def labels(options: Options) -> str:
         for share in SHARES
     }
     taught: dict[tuple[str, object], list[Cell]] = {
-        (arm, of): options.cells(arm, recipe, teacher=of) for arm, recipe in arms.items() for of in TAUGHT
+        (arm, of): options.cells(arm, recipe, teacher=of)
+        for arm, recipe in arms.items()
+        if arm not in UNTAUGHT
+        for of in TAUGHT
     }
     lines = options.trained([cell for cells in (*few.values(), *taught.values()) for cell in cells])
     found = {at: [lines[cell] for cell in cells] for at, cells in {**few, **taught}.items()}
@@ -39,7 +43,7 @@ def labels(options: Options) -> str:
     heard = [
         [arm, *(spread(scores(found[arm, of])) for of in TAUGHT), paired(found[arm, "augmented"], found[arm, "plain"])]
         for arm in arms
-        if arm != PLAIN
+        if arm not in UNTAUGHT
     ]
     second = markdown(["", *(f"{of} teacher" for of in TAUGHT), "difference"], [own, *heard])
     return f"{first}\n\n{second}"
@@ -47,7 +51,9 @@ def labels(options: Options) -> str:
 
 def _arms() -> dict[str, Recipe]:
     known = systems()
+    plain = known[PLAIN]
     kd = known[KD].model_copy(update={"ce_weight": 1.0})
     jda = kd.model_copy(update={"augment": AUGMENT})
     ccd = kd.model_copy(update={"augment": AUGMENT.model_copy(update={"ccd": True})})
-    return {PLAIN: known[PLAIN], KD: kd, "kd + JDA": jda, "kd + JDA + CCD": ccd}
+    alone = plain.model_copy(update={"augment": AUGMENT})
+    return {PLAIN: plain, UNTAUGHT[1]: alone, KD: kd, "kd + JDA": jda, "kd + JDA + CCD": ccd}

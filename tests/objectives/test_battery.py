@@ -10,6 +10,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from losses import (
@@ -431,13 +432,20 @@ def test_of_two_maps_the_larger_is_pooled_to_the_smaller(name: str, term: str, l
     torch.testing.assert_close(built(name, *full)(*full, batch)[term], expected)
 
 
-def test_fitnet_is_the_mean_squared_difference_after_its_regressor() -> None:
+@pytest.mark.parametrize("kind", ["relu", "linear"])
+def test_fitnet_is_the_mean_squared_difference_after_its_regressor(kind: str) -> None:
     student, teacher, batch = reference()
     teacher = Outputs(teacher.logits, teacher.embedding, (teacher.stages[0][:, :3],))
-    objective = built("fitnet", student, teacher)
-    identity = {"regressor.weight": torch.eye(3)[:, :, None, None], "regressor.bias": torch.zeros(3)}
-    objective.load_state_dict(identity)
-    assert number(objective(student, teacher, batch)["fitnet"]) == pytest.approx(0.3482886100946576, rel=1e-9)  # NumPy
+    objective = built("fitnet", student, teacher, regressor=kind)
+    scale, shift = torch.tensor([0.5, 1.0, 2.0]), torch.tensor([0.25, 0.0, -1.0])
+    own = {"regressor.0.weight": torch.eye(3)[:, :, None, None], "regressor.1.weight": scale, "regressor.1.bias": shift}
+    objective.load_state_dict(own)
+    maps = student.stages[0].double().numpy()
+    unit = (maps - maps.mean((0, 2, 3), keepdims=True)) / np.sqrt(maps.var((0, 2, 3), keepdims=True) + 1e-5)
+    guess = scale.numpy()[:, None, None] * unit + shift.numpy()[:, None, None]
+    guess = np.maximum(guess, 0) if kind == "relu" else guess
+    expected = np.square(guess - teacher.stages[0].numpy()).mean()
+    assert number(objective(student, teacher, batch)["fitnet"]) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(("stage", "pair"), [("first", (0, 1)), ("middle", (1, 3)), ("last", (2, 5))])
