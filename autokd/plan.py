@@ -18,6 +18,7 @@ from autokd.engine.sampler import Sampler
 
 SHORTEST = 3  # epochs of a full training
 LONGEST_SHARE = 0.08  # of a time budget for one full training: recipes may cost five times the one that is measured
+USUAL = 1.6  # where they cost more than this in the mean, trainings are so much shorter
 
 SAMPLE = 24  # recipes of which the typical cost is taken
 CROWDED = 1.25  # what lanes on all cores cost each other: the one epoch is measured alone
@@ -65,7 +66,7 @@ def make_plan(
     `typical` is what the space's recipes cost in the mean, relative to the one that was measured.
     """
     finals = final_trainings(teacher_seconds / epoch_seconds, taped)
-    full = epochs or min(longest, _affordable(budget, lanes, epoch_seconds, finals))
+    full = epochs or min(longest, _affordable(budget, lanes, epoch_seconds, finals, typical))
     shortest = min(SHORTEST, longest)
     if full < shortest and epochs is None:
         full = shortest
@@ -98,10 +99,10 @@ def final_trainings(teacher: float, taped: bool) -> tuple[float, ...]:
     return SEEDS * (1 + teacher, 1.0, 1.0 if taped else 1 + teacher)
 
 
-def _affordable(budget: Budget, lanes: int, epoch_seconds: float, finals: tuple[float, ...]) -> int:
-    """Epochs of a full training such that the finals fit into their share of the budget."""
+def _affordable(budget: Budget, lanes: int, epoch_seconds: float, finals: tuple[float, ...], typical: float) -> int:
+    """Epochs of a full training such that the finals fit into their share of the budget, and many trainings into the rest."""
     if budget.kind == "seconds":
-        share = min(FINAL_SHARE / makespan(finals, lanes), LONGEST_SHARE)
+        share = min(FINAL_SHARE / makespan(finals, lanes), LONGEST_SHARE * min(1.0, USUAL / typical))
         return int(share * budget.amount / epoch_seconds)
     if budget.kind == "epochs":
         return int(FINAL_SHARE * budget.amount / len(finals))

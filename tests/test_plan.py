@@ -50,6 +50,12 @@ def test_a_training_is_no_longer_than_the_space_says_and_not_longer_with_more_la
     assert plan("90s", lanes=8).rungs[-1] >= plan("90s", lanes=1).rungs[-1]
 
 
+def test_trainings_are_shorter_where_the_space_holds_dearer_recipes_than_usual() -> None:
+    usual, dear = (plan("10m", longest=10_000, lanes=8, typical=typical) for typical in (1.0, 4.8))
+    assert usual.rungs[-1] == plan("10m", longest=10_000, lanes=8, typical=1.6).rungs[-1]
+    assert dear.rungs[-1] == pytest.approx(usual.rungs[-1] / 3, abs=1)
+
+
 def test_a_very_short_budget_is_told() -> None:
     short = plan("2s")
     assert short.rungs[-1] == SHORTEST and "the finals may exceed it" in short.notes[-1]
