@@ -147,13 +147,17 @@ class OptimSpec(Frozen):
     name: Literal["sgd", "adamw"] = "sgd"
     lr: Positive = 0.1  # per step, at the recipe's batch
     weight_decay: NonNegative = 5e-4
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # sgd only (Nesterov)
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # sgd only
+    nesterov: bool = True  # sgd only
     batch: Annotated[int, Field(ge=2, le=65536)] = 128  # base images per step; JDA and rotations add rows to them
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     milestones: str = (
         "0.625,0.75,0.875"  # step only: shares of the epochs after which the rate is a tenth; 150, 180, 210 of 240
     )
     warmup: Annotated[float, Field(ge=0, le=0.5)] = 0.05  # share of the epochs
+    restart: Annotated[float, Field(ge=0, lt=1)] = (
+        0.0  # share of the epochs after which the schedule begins anew, with its warm-up; 0 never
+    )
 
     @field_validator("milestones", mode="before")
     @classmethod

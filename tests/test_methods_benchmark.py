@@ -30,6 +30,8 @@ def test_every_paper_is_compared_with_the_same_student() -> None:
     assert list(known)[:2] == [systems.PLAIN, systems.KD] and {"dkd", "jda_ccd", "dml"} <= set(known)
     assert {recipe.student for recipe in known.values()} == {worlds.STUDENT}
     assert known[systems.KD].ce_weight == 0.1 and known["jda_ccd"].augment.ccd
+    assert known["triplet"].augment.policy == "base" and known["kd, no crops"].augment.policy == "none"
+    assert known["past"].optim.restart == 0.5 and known["past"].optim.schedule == worlds.OPTIM.schedule
 
 
 def test_the_table_of_systems(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:

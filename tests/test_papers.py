@@ -19,7 +19,16 @@ PUBLISHED = {
     "papers/pkt": {"terms.pkt.weight": 30000.0},
     "papers/nst": {"terms.nst.weight": 50.0},
     "papers/jda_ccd": {"augment.p": 0.3, "augment.rho": 0.5, "augment.ccd": True, "terms.kd.temperature": 4.0},
-    "papers/dml": {"peers.count": 1, "peers.temperature": 1.0},
+    "papers/past": {"terms.past.weight": 0.475, "terms.past.temperature": 6.0, "ce_weight": 0.05, "optim.restart": 0.5},
+    "papers/ckd_mkt": {
+        "peers.gamma": 0.9,
+        "peers.t2": False,
+        "ce_weight": 0.1,
+        "peers.first": 0.5,
+        "optim.restart": 0.5,
+    },
+    "papers/one": {"optim.weight_decay": 1e-4, "optim.nesterov": False, "peers.temperature": 3.0},
+    "papers/dml": {"optim.nesterov": True, "peers.count": 1, "peers.temperature": 1.0},
 }
 
 

@@ -25,7 +25,7 @@ OF_VIEWS = {  # which fields have an effect, by policy
     "jda": ("chain", "p", "rho", "magnitude", "ccd", "ccd_normalise", "ccd_form", "ccd_power", "ccd_temperature"),
     "rotations": ("crops",),
 }
-ON_HOST = ("optim.schedule", "optim.milestones", "optim.warmup")
+ON_HOST = ("optim.schedule", "optim.milestones", "optim.warmup", "optim.restart")
 
 
 @dataclass(frozen=True)

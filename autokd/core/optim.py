@@ -12,7 +12,7 @@ from autokd.recipe import OptimSpec
 
 
 def optimiser(parameters: Iterable[nn.Parameter], spec: OptimSpec, device: str) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or AdamW, in torch's fused form. The learning rate is set per step by the loop.
+    """SGD with momentum (Nesterov's unless the recipe says otherwise), or AdamW, in torch's fused form. The learning rate is set per step by the loop.
 
     On a GPU it is a tensor there, so that a captured step reads it anew.
     """
@@ -67,7 +67,7 @@ def _fused(
         parameters,
         lr=lr,
         momentum=spec.momentum,
-        nesterov=spec.momentum > 0,
+        nesterov=spec.nesterov and spec.momentum > 0,
         weight_decay=weight_decay,
         fused=True,
     )
@@ -90,7 +90,13 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
 
 
 def learning_rate(spec: OptimSpec, progress: float) -> float:
-    """At `progress` in [0, 1] of the whole training: linear warm-up, then cosine to zero, steps to a tenth, or constant."""
+    """At `progress` in [0, 1] of the whole training: linear warm-up, then cosine to zero, steps to a tenth, or constant.
+
+    With a `restart` both parts of the training have such a schedule of their own.
+    """
+    if spec.restart:
+        begun = progress >= spec.restart
+        progress = (progress - spec.restart) / (1 - spec.restart) if begun else progress / spec.restart
     if progress < spec.warmup:
         return spec.lr * (progress / spec.warmup)
     if spec.schedule == "constant":

@@ -99,7 +99,7 @@ class AMKD(Objective):
         "temperature": Rule("float", 3.0, 0.5, 50.0, about=TEMPERATURE),
         "t2": Rule("choice", True, choices=(True, False), about="whether the boundary part is multiplied by T²"),
         "beta": Rule("float", 2.0, 0.0, 32.0, about="weight of the boundary part"),
-        "mu": Rule("float", 1.0, 0.0, 32.0, about="weight of the triplets"),
+        "mu": Rule("float", 0.1, 0.0, 32.0, about="weight of the triplets"),
         "margin": MARGIN,
         "positive": Rule(
             "choice", "teacher", choices=("teacher", "student"), about="z_t of the driven row, or z_s before"
@@ -121,7 +121,7 @@ class AMKD(Objective):
         temperature: float = 3.0,
         t2: bool = True,
         beta: float = 2.0,
-        mu: float = 1.0,
+        mu: float = 0.1,
         margin: float = 5.0,
         positive: str = "teacher",
     ) -> None:

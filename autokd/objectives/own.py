@@ -114,7 +114,9 @@ class BYOT(Objective):
 class Past(Objective):
     """T²·⟨KL(p_past ‖ p)⟩ from `after` on, before that alone·⟨CE(p, y)⟩: the past is this network as it was then, in eval mode.
 
-    `alone` makes up for a small `ce_weight`, by which the network would have learned little that is worth remembering.
+    `alone` makes up for a small `ce_weight`, by which the network would have learned little that is worth remembering. With
+    init "scratch" the network then begins again at its initial weights (the optimiser's moments stay as they are), else it goes on.
+    `optim.restart`, where it is the same share, gives both stages a whole schedule.
 
     After Born-Again Networks (Furlanello et al., ICML 2018, arXiv:1805.04770) and Tf-KD_self (Yuan et al., CVPR 2020, arXiv:1909.11723),
     which train a whole network first and then another one by it; here one training holds both.
@@ -123,6 +125,7 @@ class Past(Objective):
     fields: ClassVar[Mapping[str, Rule]] = {
         "temperature": Rule("float", 4.0, 0.5, 50.0, about=TEMPERATURE),
         "after": Rule("float", 0.5, 0.1, 0.95, about="share of the epochs after which the network is copied"),
+        "init": Rule("choice", "stage1", choices=("stage1", "scratch"), about="what the network goes on from"),
         "alone": Rule("float", 0.0, 0.0, 10.0, about="weight of a cross-entropy until then, beside the recipe's"),
     }
     dials: ClassVar[frozenset[str]] = frozenset({"temperature", "after", "alone"})
@@ -131,13 +134,15 @@ class Past(Objective):
     own_unit: ClassVar[bool] = True  # what it is before training is not what it will be
     on: Tensor
 
-    def __init__(self, *, temperature: float = 4.0, after: float = 0.5, alone: float = 0.0) -> None:
+    def __init__(
+        self, *, temperature: float = 4.0, after: float = 0.5, init: str = "stage1", alone: float = 0.0
+    ) -> None:
         super().__init__()
-        self.temperature, self.after, self.alone = temperature, after, alone
+        self.temperature, self.after, self.init, self.alone = temperature, after, init, alone
         self.register_buffer("on", torch.zeros(()))  # 1 once the copy is taken
 
     def adopt(self, network: nn.Module) -> None:
-        """Make room for the copy: a part of this loss, and of checkpoints."""
+        """Make room for the copy: a part of this loss, and of checkpoints. Until it is taken these are the initial weights."""
         self.earlier = frozen_copy(network)
 
     def begin_epoch(self, network: nn.Module, progress: float) -> None:
@@ -146,7 +151,10 @@ class Past(Objective):
             return
         with torch.no_grad():  # and without asking the device whether it was taken before
             for kept, now in zip(tensors_of(self.earlier), tensors_of(network), strict=True):
+                initial = kept.clone()
                 kept.copy_(torch.where(self.on > 0, kept, now))
+                if self.init == "scratch":
+                    now.copy_(torch.where(self.on > 0, now, initial))
             self.on.fill_(1)
 
     def train(self, mode: bool = True) -> Self:

@@ -21,10 +21,10 @@ RAMP = 80 / 300  # epochs, in the authors' runs
 class ONE(PeerSystem):
     """CE(z_m) + r·T²·⟨KL(z_m ‖ z_b)⟩ for every network b, z_m = Σ_b g_b·z_b. Lan, Zhu, Gong, NeurIPS 2018 (arXiv:1806.04606).
 
-    The gate g, (N, M) with rows that sum to 1, is softmax(ReLU(BN(linear(mean over positions of the student's first
-    stage map)))). It learns by CE(z_m), which reaches the networks as well, as in the source; in the KL the mixture
+    The gate g, (N, M) with rows that sum to 1, is softmax(ReLU(BN(linear(mean over positions of the student's last
+    stage map but one)))), the last that the source's branches share. It learns by CE(z_m), which reaches the networks as well, as in the source; in the KL the mixture
     is a constant. r rises to 1 within `ramp` of the training. A reconstruction in one point: the source's branches
-    share their first stages, here they are whole networks.
+    share all stages but the last, here they are whole networks.
     """
 
     fields: ClassVar[Mapping[str, Rule]] = {
@@ -36,19 +36,21 @@ class ONE(PeerSystem):
 
     def __init__(self, *, ramp: float = RAMP) -> None:
         super().__init__()
-        self.ramp = ramp
+        self.ramp, self.stage = ramp, 0
         self.register_buffer("risen", torch.ones(()))
 
     def build(self, networks: Sequence[Shapes]) -> None:
         """Draw the gate. Raises RecipeError without stage maps."""
         require_stages("one", networks)
-        self.gate = nn.Sequential(nn.Linear(networks[0].stages[0][0], len(networks)), BatchScale(len(networks)))
+        stages = networks[0].stages
+        self.stage = max(0, len(stages) - 2)
+        self.gate = nn.Sequential(nn.Linear(stages[self.stage][0], len(networks)), BatchScale(len(networks)))
 
     def begin_epoch(self, networks: Sequence[nn.Module], progress: float) -> None:
         self.risen.fill_(risen(progress, self.ramp))
 
     def forward(self, outputs: Sequence[Outputs], batch: Batch, temperature: float | Tensor) -> Mutual:
-        gate = self.gate(outputs[0].stages[0].mean((2, 3))).relu().softmax(1)
+        gate = self.gate(outputs[0].stages[self.stage].mean((2, 3))).relu().softmax(1)
         mixture = (gate[:, :, None] * torch.stack([each.logits for each in outputs], 1)).sum(1)
         own = [{"ensemble": self.risen * mutual_loss(each.logits, [mixture], temperature)} for each in outputs]
         return Mutual(own, {"gate_ce": functional.cross_entropy(mixture, batch.y)})

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autokd.errors import RecipeError
+from autokd.objectives.logits import kl_rows
 from autokd.objectives.relations import MAX_ROWS, embedding_of, huber, relations
 from autokd.peers.base import Mutual, Parts, PeerSystem, require_embedding
 from autokd.peers.mutual import mutual_loss
@@ -24,10 +25,10 @@ class CKDMKT(PeerSystem):
 
     Network k adds, means over its partners k'
 
-        beta·[w_rel·(Huber(ψ_k' − ψ_k) + beta1·Huber(cos_k' − cos_k)) + beta2·⟨KL(z_k' ‖ z_k)⟩] + gamma·T²·⟨KL(z̄_k ‖ z_k)⟩,
+        beta·[w_rel·(Huber(ψ_k' − ψ_k) + beta1·Huber(cos_k' − cos_k)) + beta2·⟨KL(z_k' ‖ z_k)⟩] + gamma·⟨KL(z̄_k ‖ z_k)⟩,
 
     ψ the distances between rows over their mean and cos the angles in triples of rows, as in rkd, both as means and
-    of the first 64 rows; z̄_k what a frozen copy of network k says, and the only place where logits are softened.
+    of the first 64 rows; z̄_k what a frozen copy of network k says, and the only place where logits are softened (times T² with `t2`).
     Until the first epoch that begins at or after `first` of the training all of it is 0 and every network learns
     alone, `alone` being the weight of a cross-entropy beside the recipe's; there the copies are taken. With init "scratch" the networks then begin again at their initial weights (the
     optimiser's moments stay as they are), else they go on.
@@ -45,6 +46,7 @@ class CKDMKT(PeerSystem):
         "beta1": Rule("float", 2.0, 0.0, 50.0, about="weight of the angles beside the distances"),
         "beta2": Rule("float", 1.0, 0.0, 50.0, about="weight of the responses beside the relations"),
         "gamma": Rule("float", 0.9, 0.0, 20.0, about="weight of what the frozen selves teach"),
+        "t2": Rule("choice", False, choices=(True, False), about="whether that is multiplied by T²"),
         "alone": Rule("float", 0.0, 0.0, 10.0, about="weight of a cross-entropy until `first`, beside the recipe's"),
     }
     needs: ClassVar[frozenset[str]] = frozenset({"logits", "embedding"})
@@ -63,6 +65,7 @@ class CKDMKT(PeerSystem):
         beta1: float = 2.0,
         beta2: float = 1.0,
         gamma: float = 0.9,
+        t2: bool = False,
         alone: float = 0.0,
     ) -> None:
         super().__init__()
@@ -73,7 +76,7 @@ class CKDMKT(PeerSystem):
             )
         self.relation, self.init, self.first = relation, init, first
         self.beta, self.w_rel, self.beta1, self.beta2, self.gamma = beta, w_rel, beta1, beta2, gamma
-        self.alone = alone
+        self.t2, self.alone = t2, alone
         self.selves, self.initial = nn.ModuleList(), nn.ModuleList()
         self.register_buffer("begun", torch.zeros(()) if first else torch.ones(()))
 
@@ -137,8 +140,9 @@ class CKDMKT(PeerSystem):
         """From the earlier self, if there is any."""
         if not earlier:
             return {}
-        loss = mutual_loss(outputs[place].logits, [earlier[place]], temperature)
-        return {"self": self.begun * self.gamma * loss}
+        scale = temperature**2 if self.t2 else 1.0
+        loss = kl_rows(outputs[place].logits, earlier[place], temperature).mean()
+        return {"self": self.begun * self.gamma * scale * loss}
 
     def _by_itself(self, outputs: Outputs, batch: Batch) -> Parts:
         """What makes up for a small weight of the labels until there is something else to learn from."""

@@ -197,7 +197,7 @@ def test_a_triplet_whose_class_is_not_in_the_batch_is_left_out() -> None:
 def test_a_class_that_is_not_in_the_batch_is_remembered() -> None:
     """The negative is then the running mean of its logits, and what is remembered is part of the state."""
     student, teacher = pair()
-    objective = built("amkd", student, teacher, margin=40.0)
+    objective = built("amkd", student, teacher, margin=40.0, mu=1.0)
     called(objective, student, teacher, batch_of(LABELS))
     means = torch.stack([student.logits[torch.tensor(LABELS) == c].mean(0) for c in range(5)])
     torch.testing.assert_close(objective.state_dict()["means"], means)

@@ -138,8 +138,8 @@ class Hooked(nn.Module):
         return {"logits": self.body(x)}
 
 
-def past(network: nn.Module, **fields: float) -> Past:
-    objective = Past(**fields)
+def past(network: nn.Module, **fields: float | str) -> Past:
+    objective = Past(**fields)  # type: ignore[arg-type]
     objective.build(Shapes(5, 8), Shapes(5, 8))
     objective.adopt(network)
     return objective
@@ -173,6 +173,23 @@ def test_the_past_is_taken_once_at_its_time() -> None:
     expected = 4 * number(kl_rows(logits, then, 2.0).mean())
     assert say(objective, logits, x) == pytest.approx(expected, rel=1e-6) and expected > 0.01
     assert say(objective, then, x) == pytest.approx(0, abs=1e-6)
+
+
+def test_from_scratch_the_network_begins_again_once() -> None:
+    torch.manual_seed(0)
+    network = Hooked()
+    initial = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    objective = past(network, after=0.5, init="scratch")
+    changed(network)
+    trained = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    objective.begin_epoch(network, 0.5)
+    torch.testing.assert_close(dict(network.state_dict()), initial)
+    torch.testing.assert_close(dict(objective.earlier.state_dict()), trained)
+    changed(network)
+    again = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    objective.begin_epoch(network, 0.75)
+    torch.testing.assert_close(dict(network.state_dict()), again)
+    torch.testing.assert_close(dict(objective.earlier.state_dict()), trained)
 
 
 def test_until_there_is_a_past_the_labels_may_count_in_full() -> None:

@@ -44,11 +44,11 @@ def test_an_even_gate_mixes_the_mean() -> None:
     assert number(mutual.shared["gate_ce"]) == pytest.approx(number(functional.cross_entropy(mean, batch.y)), rel=1e-12)
 
 
-def test_the_gate_reads_the_first_stage_of_the_student_row_by_row() -> None:
+def test_the_gate_reads_the_last_stage_but_one_of_the_student_row_by_row() -> None:
     outputs, batch = drawn(3, dtype=torch.float64), rows_of([0, 1, 2, 3, 4, 0], torch.float64)
     system = built("one", outputs)
     linear, norm = system.gate[0], system.gate[1]  # type: ignore[index]
-    x = linear(outputs[0].stages[0].mean((2, 3)))
+    x = linear(outputs[0].stages[-2].mean((2, 3)))
     x = (x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-5).sqrt() * norm.weight + norm.bias
     gate = torch.softmax(torch.relu(x), 1)
     assert gate.shape == (6, 3) and number(gate.std(0).min()) > 0

@@ -79,13 +79,15 @@ def test_where_it_is_mutual_learning() -> None:
         assert numbers(parts) == {"distance": 0.0, "angle": 0.0, "response": number(expected["peers"])}
 
 
-def test_where_it_is_distillation_from_the_own_earlier_self() -> None:
-    system = built("ckd_mkt", two(), beta=0.0)
+@pytest.mark.parametrize("t2", [True, False])
+def test_where_it_is_distillation_from_the_own_earlier_self(t2: bool) -> None:
+    system = built("ckd_mkt", two(), beta=0.0, t2=t2)
     parts = system(two(), BATCH, 3.0).own
     for own, logits, earlier in zip(parts, two_logits(), system.selves, strict=True):  # type: ignore[arg-type]
         assert isinstance(earlier, nn.Module)
         said = earlier(BATCH.x).float()
-        assert sum(numbers(own).values()) == pytest.approx(0.9 * float(mutual_loss(logits, [said], 3.0)), rel=1e-9)
+        weight = 0.9 if t2 else 0.1  # mutual_loss is multiplied by T²
+        assert sum(numbers(own).values()) == pytest.approx(weight * float(mutual_loss(logits, [said], 3.0)), rel=1e-9)
 
 
 def test_relations_do_not_change_with_the_embedding_turned_scaled_and_shifted() -> None:
