@@ -24,6 +24,7 @@ from autokd.history import History, Trial
 from autokd.importance import Importance, importance
 from autokd.ledger import lives, read_events
 from autokd.recipe import Recipe
+from autokd.tally import Tally, tally
 
 if TYPE_CHECKING:
     import pandas
@@ -210,6 +211,10 @@ class Result:
     @cached_property
     def _importance(self) -> Importance | None:
         return importance(self.history)
+
+    def methods(self) -> list[Tally]:
+        """How far each loss, system of peers, view policy, teacher and family came; of parts of which several were tried."""
+        return tally(self.history)
 
     def ablation(self) -> list[Ablation]:
         """The winner with one thing changed at a time, the costliest change first; empty if none was trained."""

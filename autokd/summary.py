@@ -13,6 +13,7 @@ from autokd.history import Trial
 from autokd.probe import Probe
 from autokd.result import Result
 from autokd.sizes import size_words
+from autokd.tally import Tally
 
 
 def state_words(trials: Iterable[Trial]) -> str:
@@ -105,6 +106,13 @@ def ablation_words(entry: Ablation, metric: str) -> tuple[str, ...]:
     amount = words.difference(entry.mean, entry.sd, metric)
     instead_of = entry.instead_of or words.MISSING
     return entry.change, instead_of, entry.judgement(), amount, interval or words.MISSING, str(entry.n)
+
+
+def tally_words(entry: Tally, metric: str) -> tuple[str, ...]:
+    """The cells of one row of the methods' table."""
+    beats = words.MISSING if entry.beats is None else f"{entry.beats:.0%}"
+    best = words.score(entry.best, metric=metric)
+    return entry.part, entry.name, str(entry.begun), str(entry.further), str(entry.done), beats, best
 
 
 def why(result: Result) -> list[str]:

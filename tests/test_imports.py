@@ -21,7 +21,7 @@ FLOORS = [
     ["history", "gain", "space_names"],
     ["space_file", "goals"],
     ["space", "front", "finals"],
-    ["importance", "ablation"],
+    ["importance", "ablation", "tally"],
     ["result", "run_folder"],
     ["summary"],
     ["engine"],

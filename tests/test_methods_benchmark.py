@@ -70,7 +70,7 @@ def test_proportion_and_labels(options: Options, monkeypatch: pytest.MonkeyPatch
 def test_the_joint_search(options: Options) -> None:
     """Which methods came far, from the run folder of a real search."""
     text = joint.joint(replace(options, budget="6 trials", epochs=9))
-    assert "6 recipes begun" in text and "| loss: kd |" in text and "| teacher: as given |" in text
+    assert "6 recipes begun" in text and "| loss | kd |" in text and "| peers | none |" in text
     assert "; failed: " in text and "(published: " in text
     assert joint.joint(replace(options, budget="6 trials", epochs=9)) == text  # told again, not searched again
 

@@ -101,6 +101,11 @@ def test_the_page_says_what_mattered_and_what_the_winner_needs(page: tuple[Path,
     reader, found = Reader(page[1]), result.importance()
     assert found is not None and found.sentence()[1:] in reader.text
     assert "not distinguishable from noise" in page[1] and "where select.logits = kd" in page[1]
+    assert "Which methods came far" in reader.text and "beats at the first rung" in reader.text
+    for entry in result.methods():
+        assert f"{entry.name}" in reader.text
+    told = json.loads((page[0].parent / "methods.json").read_text())
+    assert [row[:2] for row in told["data"]] == [[entry.part, entry.name] for entry in result.methods()]
     for entry in result.ablation():
         assert entry.change in reader.text and entry.judgement() in reader.text
     table = json.loads((page[0].parent / "ablation.json").read_text())

@@ -245,6 +245,7 @@ def test_importance_and_ablation_are_on_the_parent(store: str, tmp_path: Path) -
     assert json.loads(tags["mlflow.loggedArtifacts"]) == [
         {"path": "report/ablation.json", "type": "table"},
         {"path": "report/importance.json", "type": "table"},
+        {"path": "report/methods.json", "type": "table"},
     ]
     ours = [run for key, run in shown.items() if "-ablation-" in key]
     assert len(ours) == 4 and {run[3]["autokd.role"] for run in ours} == {"ablation"}

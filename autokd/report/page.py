@@ -22,7 +22,7 @@ from autokd.report.style import TITLES
 from autokd.report.tables import write_tables
 from autokd.report.views import MOST_CURVES
 from autokd.result import Result
-from autokd.summary import ablation_words, plan_lines, row_words, state_words
+from autokd.summary import ablation_words, plan_lines, row_words, state_words, tally_words
 
 TOP = 20
 CAPTIONS = {
@@ -190,10 +190,32 @@ def _front(result: Result, charts: dict[str, str]) -> str:
 
 def _after(name: str, result: Result) -> str:
     """What is said below a figure."""
-    found = result.importance() if name == "importance" else None
-    if found is not None:
-        return _note(f"{found.sentence()[0].upper()}{found.sentence()[1:]}.")
+    if name == "importance":
+        found = result.importance()
+        told = "" if found is None else _note(f"{found.sentence()[0].upper()}{found.sentence()[1:]}.")
+        return told + _methods(result)
     return _ablation(result) if name == "ablation" and result.ablation() else ""
+
+
+def _methods(result: Result) -> str:
+    """How far each method came; nothing where the search had no choice."""
+    rows = [tally_words(entry, result.metric) for entry in result.methods()]
+    if not rows:
+        return ""
+    head = (
+        "part",
+        "method",
+        "begun",
+        "past the first rung",
+        "to the end",
+        "beats at the first rung",
+        f"best {result.metric}",
+    )
+    note = _note(
+        "Search trials by what they had; one of several losses counts for each. What they beat at the first rung, the share of all "
+        "trials in the median, compares like with like; the best value is of any epoch, and what came far was trained for longer."
+    )
+    return _section("Which methods came far", note + _table(head, rows, left=2))
 
 
 def _ablation(result: Result) -> str:

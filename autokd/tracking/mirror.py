@@ -276,7 +276,9 @@ class Mirror:
 
 def _tables(report: Path) -> str:
     """The tables of a report, as MLflow's pages want to be told of them."""
-    names = sorted(path.name for path in report.glob("*.json") if path.name in ("importance.json", "ablation.json"))
+    names = sorted(
+        path.name for path in report.glob("*.json") if path.name in ("importance.json", "methods.json", "ablation.json")
+    )
     return json.dumps([{"path": f"report/{name}", "type": "table"} for name in names])
 
 

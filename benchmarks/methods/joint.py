@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import autokd
@@ -11,7 +10,7 @@ from autokd.errors import RunFolderError
 from autokd.finals import standing
 from autokd.history import Trial
 from autokd.outcome import SearchResult
-from autokd.recipe import Recipe
+from autokd.summary import tally_words
 from autokd.words import recipe_words
 from benchmarks.methods.options import Options
 from benchmarks.methods.worlds import world
@@ -19,13 +18,6 @@ from benchmarks.search.judge import markdown
 
 SPACE = "classification"
 SHOWN = 10  # best recipes
-PARTS: dict[str, Callable[[Recipe], Sequence[str]]] = {
-    "loss": lambda recipe: [term.objective for term in recipe.terms] or ["no distillation"],
-    "peers": lambda recipe: [recipe.peers.system if recipe.peers.count else "none"],
-    "views": lambda recipe: ["jda + ccd" if recipe.augment.ccd else recipe.augment.policy],
-    "teacher": lambda recipe: ["as given" if recipe.stage0 == "none" else recipe.stage0],
-    "student": lambda recipe: [recipe.student.family],
-}
 
 
 def joint(options: Options) -> str:
@@ -34,13 +26,18 @@ def joint(options: Options) -> str:
     tried = result.history.in_role("search")
     failed = Counter(trial.reason for trial in result.history.trials.values() if trial.state == "failed")
     importance = result.importance()
+    methods = [list(tally_words(entry, result.metric)) for entry in result.methods()]
     ranked = sorted((trial for trial in tried if trial.values), key=standing, reverse=True)
     return "\n\n".join(
         [
-            result.headline(),
+            result.headline() + ".",
+            *(f"{gain.sentence(result.metric)}" for gain in result.gains() if gain.split == "test"),
             f"{len(tried)} recipes begun, {sum(trial.state == 'complete' for trial in tried)} trained to the end; rungs {result.history.rungs}; "
             f"failed: {', '.join(f'{count} {reason}' for reason, count in failed.items()) or 'none'}.",
-            markdown(["", "begun", "past the first rung", "to the end", "best validation"], _reached(tried)),
+            markdown(
+                ["part", "method", "begun", "past the first rung", "to the end", "beats at the first rung", "best"],
+                methods,
+            ),
             "" if importance is None else f"What mattered, {importance.sentence()}.",
             markdown(["epoch", "validation", "recipe"], [_told(trial) for trial in ranked[:SHOWN]]),
         ]
@@ -65,21 +62,6 @@ def _searched(options: Options) -> SearchResult:
             executor="ray" if options.lanes > 1 else "inline",
             tracking_uri=f"sqlite:///{Path(options.results).resolve() / 'mlflow.db'}",
         )
-
-
-def _reached(tried: Sequence[Trial]) -> list[list[str]]:
-    """How far each method came, those with the best students first within their part."""
-    rows = []
-    for part, named in PARTS.items():
-        names = {name for trial in tried for name in named(trial.recipe)}
-        having = {name: [trial for trial in tried if name in named(trial.recipe)] for name in names}
-        best = {name: max((trial.value or 0.0 for trial in each), default=0.0) for name, each in having.items()}
-        for name in sorted(names, key=lambda name: -best[name]):
-            each = having[name]
-            further = sum(len(trial.values) > 1 for trial in each)
-            done = sum(trial.state == "complete" for trial in each)
-            rows.append([f"{part}: {name}", str(len(each)), str(further), str(done), f"{best[name]:.2%}"])
-    return rows
 
 
 def _told(trial: Trial) -> list[str]:
