@@ -18,7 +18,7 @@ from autokd.core import checkpoint
 from autokd.core.asking import Beside
 from autokd.core.calibration import CHOICE, FOLDER, Calibrator, timed_steps
 from autokd.core.data import Resident, Rows, steps, to_float
-from autokd.core.device import Setting, has_fused_norm, keep_freed_memory, time_of
+from autokd.core.device import Setting, give_freed_memory_back, has_fused_norm, keep_freed_memory, time_of
 from autokd.core.graphs import CudaCapture
 from autokd.core.lanes import (
     FIRST_STEPS,
@@ -45,6 +45,7 @@ from autokd.recipe import Recipe
 from autokd.students import resolve
 from autokd.tasks import TASKS
 
+MEMORY_KEPT = 10.0  # seconds for which freed memory stays with the process, at least
 SETTLED = 3  # epochs after which a student at chance has failed; before, it is merely last in its rung
 CALIBRATION_STEPS = 8  # of a first student
 MOST_LANES, LANE_STEPS = 16, 50  # of one GPU, and steps of each while they are counted
@@ -94,6 +95,7 @@ class TrainingCore:
         self._calibrator = measured if calibrated else None
         self.pools = Pools(partial(CudaCapture, setting.device)) if setting.on_gpu else None  # of recorded steps
         self._told: set[str] = set()  # notes that a report has carried
+        self._gave_back = time.monotonic()
 
     def advance(self, order: Order) -> Report:
         """Train the order's trial to `order.to` epochs, or to the epoch in which its deadline passes.
@@ -116,7 +118,15 @@ class TrainingCore:
             trainings = [self._open(order) for order in orders]
             for together in self._in_step(trainings):
                 self._train(together, pool)
-            return [self._close(training) for training in trainings]
+            answers = [self._close(training) for training in trainings]
+        self._give_memory_back()
+        return answers
+
+    def _give_memory_back(self) -> None:
+        """Not after every trial: short ones soon want again what they had."""
+        if time.monotonic() - self._gave_back > MEMORY_KEPT:
+            give_freed_memory_back()
+            self._gave_back = time.monotonic()
 
     @property
     def teaching(self) -> Teaching | None:

@@ -76,6 +76,13 @@ def keep_freed_memory() -> None:
         mallopt(_TOP_PAD, 64 << 20)
 
 
+def give_freed_memory_back() -> None:
+    """To the operating system, as far as the C library can: a lane would else keep what its largest student needed, in pieces, for good."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
 def has_fused_norm(device: str) -> bool:
     """Whether students train with the kernel of batch norm on this device: on CPUs with a C++ compiler. Compiles it if need be."""
     return device == "cpu" and library() is not None
