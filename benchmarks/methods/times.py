@@ -13,7 +13,7 @@ from benchmarks.methods.systems import KD, systems
 from benchmarks.methods.worlds import world
 from benchmarks.search.judge import markdown
 
-ROUNDS, EPOCHS = 3, 3  # the first epoch of a training is not counted
+ROUNDS, EPOCHS = 2, 3  # the first epoch of a training is not counted
 
 
 def times(options: Options) -> str:
