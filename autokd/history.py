@@ -183,3 +183,11 @@ class History:
         for trial in self.trials.values():
             if trial.state in ("running", "paused"):
                 trial.state = "stopped"
+
+
+def ranked(history: History, rung: int) -> list[Trial]:
+    """Search trials that came to `rung`, best first; those that failed on the way there are the worst."""
+    tried = history.in_role("search")
+    reached = [trial for trial in tried if rung in trial.values and trial.state != "failed"]
+    failed = [trial for trial in tried if trial.state == "failed" and (rung in trial.values or trial.to == rung)]
+    return sorted(reached, key=lambda trial: trial.values[rung], reverse=True) + failed

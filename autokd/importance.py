@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from autokd.history import History, Trial
+from autokd.history import History, Trial, ranked
 from autokd.rules import Value
 
 ENOUGH = 30  # trials at a rung; the highest rung with as many is taken
@@ -87,7 +87,7 @@ def importance(history: History, seed: int = 0) -> Importance | None:
     specs = [spec for spec in _fields(history) if "fixed" not in spec]
     if rung is None or not specs:
         return None
-    trials = _ranked(history, rung)
+    trials = ranked(history, rung)
     best = max(2, round(BEST_SHARE * len(trials)))
     draws = _Draws(len(trials), best, np.random.default_rng(seed))
     found = [_field(_Axis(spec, trials), draws) for spec in specs]
@@ -109,18 +109,10 @@ def _fields(history: History) -> list[dict[str, Any]]:
 
 def _rung(history: History) -> int | None:
     """The highest rung with enough trials; failing that the lowest, if it has a few."""
-    counts = {rung: len(_ranked(history, rung)) for rung in history.rungs}
+    counts = {rung: len(ranked(history, rung)) for rung in history.rungs}
     enough = [rung for rung, count in counts.items() if count >= ENOUGH]
     few = [rung for rung in history.rungs[:1] if counts[rung] >= FEWEST]
     return max(enough, default=None) or next(iter(few), None)
-
-
-def _ranked(history: History, rung: int) -> list[Trial]:
-    """Search trials that came to `rung`, best first; those that failed on the way there are the worst."""
-    tried = history.in_role("search")
-    reached = [trial for trial in tried if rung in trial.values and trial.state != "failed"]
-    failed = [trial for trial in tried if trial.state == "failed" and (rung in trial.values or trial.to == rung)]
-    return sorted(reached, key=lambda trial: trial.values[rung], reverse=True) + failed
 
 
 # ---- one field

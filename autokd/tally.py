@@ -5,10 +5,11 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from math import inf
 from statistics import median
 from typing import Any
 
-from autokd.history import History, Trial
+from autokd.history import History, Trial, ranked
 from autokd.recipe import Recipe
 
 PARTS: dict[str, Callable[[Recipe], Sequence[str]]] = {
@@ -42,7 +43,7 @@ class Tally:
 def tally(history: History) -> list[Tally]:
     """Part by part, what came farthest first; parts of which the search tried one alone are left out."""
     tried = history.in_role("search")
-    beaten = _beaten(tried, history.rungs[0]) if history.rungs else {}
+    beaten = _beaten(history, history.rungs[0]) if history.rungs else {}
     found = []
     for part, names_of in PARTS.items():
         names = sorted({name for trial in tried for name in names_of(trial.recipe)})
@@ -65,15 +66,12 @@ def _tally(part: str, name: str, trials: Sequence[Trial], beaten: dict[str, floa
 
 
 def _standing(entry: Tally) -> tuple[bool, float, float]:
-    return entry.done > 0, entry.best or 0.0, entry.beats or 0.0
+    return entry.done > 0, -inf if entry.best is None else entry.best, entry.beats or 0.0
 
 
-def _beaten(trials: Sequence[Trial], rung: int) -> dict[str, float]:
+def _beaten(history: History, rung: int) -> dict[str, float]:
     """By trial: the share of the others that it beats at `rung`, of those that came there or failed on their way."""
-    values = {
-        trial.id: trial.values[rung][0] if rung in trial.values else float("-inf")
-        for trial in trials
-        if rung in trial.values or trial.state == "failed"
-    }
-    order = sorted(values.values())
-    return {name: bisect_left(order, value) / max(1, len(order) - 1) for name, value in values.items()}
+    trials = ranked(history, rung)
+    values = [-inf if trial.state == "failed" else trial.values[rung][0] for trial in trials]
+    order = sorted(values)
+    return {t.id: bisect_left(order, value) / max(1, len(trials) - 1) for t, value in zip(trials, values, strict=True)}

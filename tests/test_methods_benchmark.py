@@ -47,7 +47,7 @@ def test_the_table_of_systems(options: Options, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_slow_systems_for_longer_and_what_an_epoch_takes(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparison, "SLOW", ("ls",))
+    monkeypatch.setattr(comparison, "NOT_ABOVE_PLAIN", ("ls",))
     text = comparison.longer(options)
     assert "| 3 epochs |" in text and "| ls |" in text and text.count("\n") == 4
     chosen = {name: systems.systems()[name] for name in (systems.PLAIN, systems.KD, "dml")}

@@ -151,10 +151,10 @@ class Past(Objective):
             return
         with torch.no_grad():  # and without asking the device whether it was taken before
             for kept, now in zip(tensors_of(self.earlier), tensors_of(network), strict=True):
-                initial = kept.clone()
+                onwards = kept.clone() if self.init == "scratch" else now
                 kept.copy_(torch.where(self.on > 0, kept, now))
-                if self.init == "scratch":
-                    now.copy_(torch.where(self.on > 0, now, initial))
+                if onwards is not now:
+                    now.copy_(torch.where(self.on > 0, now, onwards))
             self.on.fill_(1)
 
     def train(self, mode: bool = True) -> Self:

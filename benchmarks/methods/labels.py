@@ -11,7 +11,8 @@ from benchmarks.search.judge import markdown
 
 SHARES = (0.1, 0.25, 1.0)
 TAUGHT = ("plain", "augmented")
-UNTAUGHT = (PLAIN, "JDA alone")  # arms that no teacher changes
+JDA_ALONE = "JDA alone"
+UNTAUGHT = (PLAIN, JDA_ALONE)  # arms that no teacher changes
 
 
 def labels(options: Options) -> str:
@@ -56,4 +57,4 @@ def _arms() -> dict[str, Recipe]:
     jda = kd.model_copy(update={"augment": AUGMENT})
     ccd = kd.model_copy(update={"augment": AUGMENT.model_copy(update={"ccd": True})})
     alone = plain.model_copy(update={"augment": AUGMENT})
-    return {PLAIN: plain, UNTAUGHT[1]: alone, KD: kd, "kd + JDA": jda, "kd + JDA + CCD": ccd}
+    return {PLAIN: plain, JDA_ALONE: alone, KD: kd, "kd + JDA": jda, "kd + JDA + CCD": ccd}
