@@ -276,10 +276,8 @@ class Mirror:
 
 def _tables(report: Path) -> str:
     """The tables of a report, as MLflow's pages want to be told of them."""
-    names = sorted(
-        path.name for path in report.glob("*.json") if path.name in ("importance.json", "methods.json", "ablation.json")
-    )
-    return json.dumps([{"path": f"report/{name}", "type": "table"} for name in names])
+    names = ("ablation.json", "importance.json", "methods.json")
+    return json.dumps([{"path": f"report/{name}", "type": "table"} for name in names if (report / name).exists()])
 
 
 def read_state(run_dir: Path) -> dict[str, Any]:
